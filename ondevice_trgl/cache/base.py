@@ -1,0 +1,72 @@
+"""What a cache of one boundary is: rows of fixed shape, written once in order, read in any order."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class BoundaryCache(ABC):
+    """Activations of `rows` samples at one boundary, each of `shape`, with their labels, kept as `dtype`.
+
+    Write every row with `append`, call `seal`, then `read` at will. `close` gives memory and disk back.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.rows, self.shape, self.dtype = rows, shape, dtype
+        self.labels = torch.empty(rows, dtype=torch.int64)
+        self.bytes_read = self.bytes_written = 0
+        self._filled = 0
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.shape, self.dtype)
+
+    def append(self, activations: Tensor, labels: Tensor) -> None:
+        """Add activations (n, *shape) of any float dtype and labels (n,). Raises StorageError."""
+        start, stop = self._filled, self._filled + len(labels)
+        self.labels[start:stop] = labels
+        self._write(start, activations.detach().to(DTYPES[self.dtype]).contiguous())
+        self.bytes_written += len(labels) * self.row_bytes
+        self._filled = stop
+
+    def seal(self) -> None:
+        """All rows are written."""
+        assert self._filled == self.rows
+
+    def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
+        """Fill out[:len(indices)] with those rows; returns their labels. Raises DamagedFileError."""
+        self._read(indices, out)
+        self.bytes_read += len(indices) * self.row_bytes
+        return self.labels[torch.as_tensor(indices)]
+
+    @abstractmethod
+    def _write(self, start: int, block: Tensor) -> None: ...
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int], out: Tensor) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give memory and disk back; the rows are gone."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def row_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of one sample's activation as it is kept."""
+    size = DTYPES[dtype].itemsize
+    for side in shape:
+        size *= side
+    return size

@@ -1,0 +1,26 @@
+"""The memory tier: one tensor, which counts in the budget."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.cache.base import DTYPES, BoundaryCache
+
+
+class MemoryCache(BoundaryCache):
+    """All rows in one CPU tensor of rows x row_bytes."""
+
+    def __init__(self, rows: int, shape: tuple[int, ...], dtype: str) -> None:
+        super().__init__(rows, shape, dtype)
+        self._data = torch.empty((rows, *shape), dtype=DTYPES[dtype])
+
+    def _write(self, start: int, block: Tensor) -> None:
+        self._data[start : start + len(block)] = block
+
+    def _read(self, indices: Sequence[int], out: Tensor) -> None:
+        for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
+            out[position].copy_(self._data[index])
+
+    def close(self) -> None:
+        self._data = torch.empty(0)

@@ -1,0 +1,161 @@
+"""Every option, declared once; a command names those that it takes.
+
+An option that is a setting bears the name of its field in `config.py` and defaults to None, "not given": what holds
+then, the config file, the profile or the field's default says.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from ondevice_trgl import config
+from ondevice_trgl.cli.shell import PROGRAM, Shell
+from ondevice_trgl.errors import UnknownNameError
+
+DEFAULTS = {f.name: f.default for record in (config.Workload, config.TrainConfig) for f in fields(record)}
+"""Every setting, with what holds where nobody says otherwise."""
+
+_DECLARED: dict[str, inspect.Parameter] = {}
+
+
+def _completer(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in choices if name.startswith(incomplete)]
+
+    return complete
+
+
+def _checker(spelling: str, choices: Sequence[str]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value is not None and value not in choices:
+            raise UnknownNameError(f"value for {spelling}", value, choices)
+        return value
+
+    return check
+
+
+def _declare(
+    panel: str, name: str, kind: Any, spelling: str, text: str, *, choices: Sequence[str] = (), default: Any = None
+) -> None:
+    """`spelling` is flags and, last, the word for the value: "-b --budget SIZE"."""
+    flags = [part for part in spelling.split() if part.startswith("-")]
+    words = [part for part in spelling.split() if not part.startswith("-")]
+    shown = DEFAULTS.get(name, default)
+    info = typer.Option(
+        *flags,
+        help=text if shown is None or shown is False else f"{text} (default: {shown})",
+        rich_help_panel=panel,
+        metavar="|".join(choices) or "".join(words),
+        show_default=False,
+        autocompletion=_completer(choices) if choices else None,
+        # a bad setting is left to config.resolve, which reports it together with every other fault
+        callback=_checker(flags[-1], choices) if choices and name not in DEFAULTS else None,
+    )
+    _add(name, kind if default is not None else kind | None, info, default)
+
+
+def _add(name: str, kind: Any, info: Any, default: Any = inspect.Parameter.empty) -> None:
+    _DECLARED[name] = inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+_P = "Memory"
+_declare(_P, "budget", str, "-b --budget SIZE", "Most memory to use, like 600MB or 2GiB: the process, or the GPU's.")
+_declare(_P, "profile", str, "-p --profile NAME|FILE", "Device profile to take settings from; see `profiles ls`.")
+_declare(_P, "modules", str, "--modules auto|K|NAME,...", "Local modules: how many, or the layers they end with.")
+_declare(_P, "micro_batch", str, "--micro-batch auto|N", "Samples in memory at once; gradients are accumulated.")
+_declare(_P, "cache", str, "--cache", "Where activations wait between modules.", choices=config.CACHE_TIERS)
+_declare(_P, "cache_dir", str, "--cache-dir PATH", "Folder of the disk cache. (default: in the run directory)")
+_declare(_P, "cache_limit", str, "--cache-limit SIZE", "Most disk space for the cache.")
+_declare(_P, "cache_dtype", str, "--cache-dtype", "Number format of the cache.", choices=config.CACHE_DTYPES)
+
+_P = "What to train"
+_declare(_P, "model", str, "--model NAME", "Model of the zoo, or your own as pkg.module:callable.")
+_declare(
+    _P, "data", str, "--data NAME", "Dataset, folder:PATH, synthetic:CxHxW:CLASSES:N, or your own pkg.module:callable."
+)
+_declare(_P, "image_size", int, "--image-size N", "Resize images to N x N. (default: as they are)")
+_declare(_P, "data_root", str, "--data-root PATH", "Where to look for dataset files first.")
+_declare(_P, "train_limit", int, "--train-limit N", "Use at most N training samples.")
+
+_P = "Method"
+_declare(_P, "epochs", int, "--epochs N", "Epochs of each module in each lap.")
+_declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
+_declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
+_declare(_P, "optimizer", str, "--optimizer", "Optimizer.", choices=config.OPTIMIZERS)
+_declare(_P, "schedule", str, "--schedule", "Each module to its end, or in laps.", choices=config.SCHEDULES)
+_declare(_P, "laps", int, "--laps N", "Passes over all modules, with multi-lap.")
+_declare(_P, "tau", str, "--tau X|off", "Step size of the transport cost; smaller holds features closer.")
+_declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
+_declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
+_declare(_P, "seed", int, "--seed N", "Seed of weights and order.")
+
+_P = "Run and output"
+_declare(_P, "config", str, "-c --config FILE", "TOML file of settings; flags win over it.")
+_declare(_P, "device", str, "--device auto|cpu|cuda[:N]", "Where to compute.")
+_declare(_P, "threads", int, "--threads N", "Compute threads. (default: torch's choice)")
+_declare(_P, "run_dir", str, "-o --run-dir PATH", "Where the run goes. (default: a new folder in runs/)")
+_declare(_P, "force", bool, "--force", "Write over what is there.", default=False)
+_declare(
+    _P,
+    "baseline",
+    str,
+    "--baseline",
+    "Measure end-to-end training beside it.",
+    choices=config.BASELINES,
+    default="auto",
+)
+_declare(
+    _P, "progress", str, "--progress", "Live display, plain lines, or none.",
+    choices=("auto", "plain", "none"), default="auto",
+)  # fmt: skip
+_declare(_P, "dry_run", bool, "--dry-run", "Plan and stop, as `plan` does.", default=False)
+_declare(_P, "json", bool, "--json", "Print one JSON object on stdout and nothing else.", default=False)
+_declare(_P, "quiet", bool, "-q --quiet", "Nothing on stderr but errors.", default=False)
+_declare(_P, "verbose", bool, "-v --verbose", "Where each setting came from; tracebacks.", default=False)
+_declare(_P, "no_color", bool, "--no-color", "No colours; NO_COLOR does the same.", default=False)
+
+_P = "Options"
+_declare(
+    _P, "use_head", str, "--head best|last|K", "Head to use: best by validation, last, or of module K.", default="best"
+)
+_declare(_P, "html", str, "--html FILE", "Write a self-contained page instead.")
+_declare(_P, "export_format", str, "--format", "What to write.", choices=("state-dict",), default="state-dict")
+_declare(_P, "output", str, "-o --output FILE", "File to write. (default: RUN's name, in this folder)")
+_declare(_P, "other_data", str, "--data NAME", "Another dataset than the run's own.")
+_add("run", str, typer.Argument(metavar="RUN", help="Run directory.", show_default=False))
+_add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", show_default=False))
+
+OUTPUT = ("json", "verbose", "no_color")
+TRAINING = (
+    *(name for name in _DECLARED if name in DEFAULTS or name in ("profile", "config", "run_dir", "force", "baseline")),
+    *("progress", "quiet", *OUTPUT),
+)  # fmt: skip
+Command = Callable[[Shell, dict[str, Any]], int]
+
+
+def takes(*names: str, example: str) -> Callable[[Command], Callable[..., int]]:
+    """A typer command with the named options, that hands them to `command` in one dict, less those of the Shell."""
+
+    def decorate(command: Command) -> Callable[..., int]:
+        def typed(ctx: typer.Context, **given: Any) -> int:
+            shell: Shell = ctx.obj
+            shell.json = given.pop("json", False)
+            shell.quiet = given.pop("quiet", False)
+            shell.verbose = given.pop("verbose", False) or shell.verbose
+            shell.no_color = given.pop("no_color", False)
+            return command(shell, given)
+
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        order = [name for name in _DECLARED if name in names]
+        typed.__signature__ = inspect.Signature([context, *(_DECLARED[name] for name in order)])  # type: ignore[attr-defined]
+        typed.__annotations__ = {}
+        typed.__name__ = command.__name__
+        typed.__doc__ = f"{(command.__doc__ or '').strip()}\n\nExample: {PROGRAM} {example}"
+        return typed
+
+    return decorate

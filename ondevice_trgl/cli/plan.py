@@ -1,0 +1,29 @@
+"""`trgl-device plan`: what would fit, without training."""
+
+from typing import Any
+
+from ondevice_trgl.cli.options import TRAINING, takes
+from ondevice_trgl.cli.present import show
+from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
+from ondevice_trgl.cli.shell import Shell
+from ondevice_trgl.report.table import plain
+
+
+def run_plan(shell: Shell, given: dict[str, Any]) -> int:
+    """Show what fits the budget, what is chosen and why; train nothing."""
+    resolved = resolve_settings(given)
+    settings = origin_lines(resolved, shell.width) if shell.verbose else []
+    if shell.json and settings:
+        shell.note("\n".join(plain(settings)))
+    from ondevice_trgl import jobs
+
+    if given["progress"] != "none":
+        shell.note(f"planning {resolved.workload.model} on {resolved.workload.data} within {resolved.config.budget}")
+    report = jobs.plan_job(make_job(given, resolved, command=shell.command))
+    if not shell.json and settings:
+        shell.lines([*settings, ()])
+    show(shell, report)
+    return 0
+
+
+command = takes(*TRAINING, example="plan --model resnet18 --data cifar10 -b 600MB")(run_plan)

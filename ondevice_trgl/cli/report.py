@@ -1,0 +1,35 @@
+"""`trgl-device report`: the report of a run, on the terminal, as JSON or as a page."""
+
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.cli.options import OUTPUT, takes
+from ondevice_trgl.cli.present import show
+from ondevice_trgl.cli.shell import Shell
+from ondevice_trgl.errors import StorageError, UsageError
+from ondevice_trgl.report.model import read_report
+
+
+def run_report(shell: Shell, given: dict[str, Any]) -> int:
+    """Show the report of RUN on the terminal, as JSON, or as a self-contained HTML page."""
+    report = read_report(Path(given["run"]))
+    if given["html"] is None:
+        show(shell, report)
+        return 0
+    from ondevice_trgl.report.html import to_html
+
+    target = Path(given["html"])
+    if target.exists() and not given["force"]:
+        raise UsageError(f"{target} is already there", hint="--force writes over it")
+    try:
+        target.write_text(to_html(report), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror}") from None
+    if shell.json:
+        shell.record({"html": str(target), "bytes": target.stat().st_size})
+    else:
+        shell.text(str(target))
+    return 0
+
+
+command = takes("run", "html", "force", *OUTPUT, example="report runs/resnet18-cifar10 --html report.html")(run_report)

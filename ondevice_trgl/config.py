@@ -1,0 +1,271 @@
+"""What to train and how: two frozen records, read from flags, a TOML file, a profile and defaults.
+
+`Workload` says what (model, data); `TrainConfig` says how. A caller who brings a model and a dataset of their own
+needs `TrainConfig` alone. Every fault is reported, not only the first.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.errors import ConfigError, SizeError
+from ondevice_trgl.units import parse_size
+
+SCHEDULES = ("sequential", "multi-lap")
+TRANSPORTS = ("branch", "displacement")
+NORMALISATIONS = ("mean", "sum")
+HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
+OPTIMIZERS = ("sgd", "adamw")
+CACHE_TIERS = ("auto", "memory", "disk")
+CACHE_DTYPES = ("fp32", "bf16", "fp16")
+ALLOCATORS = ("auto", "glibc", "system")
+BASELINES = ("auto", "measure", "skip")
+
+Check = Callable[[Any], str | None]
+
+
+def _one_of(*valid: str) -> Check:
+    def check(value: Any) -> str | None:
+        if value in valid:
+            return None
+        near = difflib.get_close_matches(str(value), valid, n=1)
+        return f"expected {' | '.join(valid)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+    return check
+
+
+def _int_from(least: int, *, words: tuple[str, ...] = (), optional: bool = False) -> Check:
+    expected = f"expected a whole number of at least {least}" + "".join(f" or {word!r}" for word in words)
+
+    def check(value: Any) -> str | None:
+        if (optional and value is None) or value in words:
+            return None
+        return None if isinstance(value, int) and not isinstance(value, bool) and value >= least else expected
+
+    return check
+
+
+def _number(least: float, most: float, *, open_below: bool = False, words: tuple[Any, ...] = ()) -> Check:
+    low = "above" if open_below else "of at least"
+    high = f" and at most {most:g}" if math.isfinite(most) else ""
+    expected = f"expected a number {low} {least:g}{high}" + "".join(f" or {word!r}" for word in words if word)
+
+    def check(value: Any) -> str | None:
+        if any(value is word or value == word for word in words):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return expected
+        inside = (value > least if open_below else value >= least) and value <= most
+        return None if inside else expected
+
+    return check
+
+
+def _size(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        parse_size(value)
+    except SizeError as error:
+        return f"{error.message.split(' ', 2)[-1]}; write it like 600MB or 2GiB"
+    return None
+
+
+def _modules(value: Any) -> str | None:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return None
+    if isinstance(value, tuple | list) and value and all(isinstance(name, str) and name for name in value):
+        return None
+    return "expected 'auto', a whole number of at least 1, or boundary names"
+
+
+def _device(value: Any) -> str | None:
+    if isinstance(value, str) and (value in ("auto", "cpu", "cuda") or value.removeprefix("cuda:").isdigit()):
+        return None
+    return "expected auto | cpu | cuda | cuda:N"
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "expected a name"
+
+
+def _path(value: Any) -> str | None:
+    return None if value is None or isinstance(value, str | Path) else "expected a path"
+
+
+def _setting(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+class _Checked:
+    """Runs the check of every field; the subclasses are dataclasses made with `_setting`."""
+
+    def __post_init__(self) -> None:
+        faults = [fault for f in fields(self) if (fault := _fault(f, getattr(self, f.name)))]  # type: ignore[arg-type]
+        if faults:
+            raise ConfigError(faults, source=type(self).__name__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fault(f: dataclasses.Field[Any], value: Any) -> str | None:
+    reason = f.metadata["check"](value)
+    return f"{f.name} = {_plain(value)!r}: {reason}" if reason else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(_Checked):
+    """What to train: the model and the data by name."""
+
+    model: str = _setting("resnet-small", _text)
+    """Zoo name, or `pkg.module:callable` that returns an `nn.Module`."""
+    data: str = _setting("digits", _text)
+    """Dataset name, `folder:PATH`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
+    image_size: int | None = _setting(None, _int_from(1, optional=True))
+    """Side of the square that images are resized to; None keeps the dataset's own."""
+    data_root: str | Path | None = _setting(None, _path)
+    """Where dataset files are looked for first."""
+    train_limit: int | None = _setting(None, _int_from(1, optional=True))
+    """Use at most this many training samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Checked):
+    """How to train. Sizes are text (`"600MB"`) or bytes; see `budget_bytes`."""
+
+    budget: str | int | None = _setting(None, _size)
+    """Bytes that the whole process may take on CPU (peak RSS, floor included), or the device on a GPU."""
+    modules: str | int | tuple[str, ...] = _setting("auto", _modules)
+    """Local modules: `"auto"`, a number, or the names of the layers that each module ends with."""
+    schedule: str = _setting("sequential", _one_of(*SCHEDULES))
+    """sequential: every module to its end; multi-lap: `laps` passes over all modules."""
+    laps: int = _setting(1, _int_from(1))
+    epochs: int = _setting(5, _int_from(1))
+    """Epochs of each module in each lap."""
+    tau: float | str = _setting(1.0, _number(0.0, math.inf, open_below=True, words=("off",)))
+    """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy."""
+    transport: str = _setting("branch", _one_of(*TRANSPORTS))
+    """branch: the residual branches (arXiv 2309.17357, Eq. 10); displacement: block output minus block input."""
+    transport_norm: str = _setting("mean", _one_of(*NORMALISATIONS))
+    """mean over batch, channels and space (reference code), or sum a sample (the paper's formula)."""
+    head: str = _setting("pooled-linear", _one_of(*HEADS))
+    """Auxiliary head of every module but the last, which uses the model's own classifier."""
+    optimizer: str = _setting("sgd", _one_of(*OPTIMIZERS))
+    lr: float | None = _setting(None, _number(0.0, math.inf, open_below=True, words=(None,)))
+    """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""
+    momentum: float = _setting(0.9, _number(0.0, 1.0))
+    weight_decay: float = _setting(2e-4, _number(0.0, math.inf))
+    label_smoothing: float = _setting(0.1, _number(0.0, 1.0))
+    batch_size: int = _setting(32, _int_from(1))
+    micro_batch: int | str = _setting("auto", _int_from(1, words=("auto",)))
+    """Samples in memory at once; `batch_size` is reached by accumulating gradients."""
+    cache: str = _setting("auto", _one_of(*CACHE_TIERS))
+    """Where boundary activations live between two modules."""
+    cache_dir: str | Path | None = _setting(None, _path)
+    """Folder of the disk tier; None is inside the run directory."""
+    cache_limit: str | int | None = _setting(None, _size)
+    """Most bytes that the cache may take on disk."""
+    cache_dtype: str = _setting("fp32", _one_of(*CACHE_DTYPES))
+    device: str = _setting("auto", _device)
+    threads: int | None = _setting(None, _int_from(1, optional=True))
+    """Compute threads; None leaves torch's own choice."""
+    seed: int = _setting(0, _int_from(0))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.modules, list):
+            object.__setattr__(self, "modules", tuple(self.modules))
+        super().__post_init__()
+        faults = []
+        if self.laps > 1 and self.schedule == "sequential":
+            faults.append(f"laps = {self.laps}: the sequential schedule has one; set schedule = 'multi-lap'")
+        if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
+            faults.append(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
+        if faults:
+            raise ConfigError(faults, source=type(self).__name__)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget as bytes, or None where none was stated."""
+        return None if self.budget is None else parse_size(self.budget, what="budget")
+
+    @property
+    def tau_value(self) -> float | None:
+        """tau, or None for vanilla greedy."""
+        return None if isinstance(self.tau, str) else float(self.tau)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate in force."""
+        return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 0.001}[self.optimizer]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Workload and configuration with the place that each value came from: flag, config, profile or default."""
+
+    workload: Workload
+    config: TrainConfig
+    origins: Mapping[str, str]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat table of settings in a TOML file. Raises ConfigError where it is absent or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError([f"cannot read {path}: {error.strerror}"], hint="check the path given to --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from None
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    file: Mapping[str, Any] | None = None,
+    file_name: str = "config file",
+    profile: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Flag over config file over profile over default; None means "not given". Raises ConfigError with every fault.
+
+    Keys are field names of Workload and TrainConfig, with `-` or `_`.
+    """
+    known = {f.name: (cls, f) for cls in (Workload, TrainConfig) for f in fields(cls)}
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    faults: list[str] = []
+    for origin, given in (("profile", profile or {}), (file_name, file or {}), ("flag", flags)):
+        for written, value in given.items():
+            name = written.replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                faults.append(f"{written}: no such setting" + (f"; did you mean {near[0]!r}?" if near else ""))
+            elif value is not None:
+                values[name], origins[name] = value, origin
+    faults += [
+        f"{fault} (from {origins[name]})"
+        for name, value in values.items()
+        if (fault := _fault(known[name][1], value)) is not None
+    ]
+    if faults:
+        raise ConfigError(faults, hint="`trgl-device train --help` lists every setting")
+    parts = {
+        cls: cls(**{name: value for name, value in values.items() if known[name][0] is cls})
+        for cls in (Workload, TrainConfig)
+    }
+    workload, config = parts[Workload], parts[TrainConfig]
+    assert isinstance(workload, Workload) and isinstance(config, TrainConfig)
+    return Resolved(workload, config, origins)

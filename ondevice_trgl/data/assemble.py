@@ -1,0 +1,132 @@
+"""From a dataset as it was found to three sets that can be trained on: split, limited, checked, kept."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.data.bundle import Asked, DataBundle
+from ondevice_trgl.data.images import ImageSet, StoredSet, pixel_stats
+from ondevice_trgl.data.records import Records, keep_records
+from ondevice_trgl.data.source import Part, Source
+from ondevice_trgl.data.splits import check_labels, tenth
+from ondevice_trgl.data.user import UserSet, fingerprint, scan, stated_classes
+from ondevice_trgl.errors import DataError
+
+_SPLITS = ("train", "val", "test")
+
+
+class _Kept(NamedTuple):
+    records: Records
+    slots: Tensor
+    labels: Tensor
+
+
+def assemble(source: Source, asked: Asked) -> DataBundle:
+    """Split, limit and keep the records of `source`. Raises DataError where its labels cannot be trained on."""
+    stored, shape = source.shape, asked.delivered(source.shape)
+    assert len(shape) == 3
+    digest = hashlib.blake2b(repr((stored, shape)).encode(), digest_size=16)
+    part = source.train
+    check_labels(part.labels, len(source.class_names), what=f"{asked.name} (train)")
+    carved = (
+        None if source.val is not None else source.val_count or tenth(len(part.labels)),
+        None if source.test is not None else source.test_count or tenth(len(part.labels)),
+    )
+    kept = _keep(part, asked.split(part.labels, carved), stored, asked, digest)
+    stats = pixel_stats(kept["train"].records, kept["train"].slots, stored)
+    digest.update(repr(stats).encode())
+    for name, opened in (("val", source.val), ("test", source.test)):
+        if opened is not None:
+            part = opened()
+            check_labels(part.labels, len(source.class_names), what=f"{asked.name} ({name})")
+            positions = asked.limit(torch.arange(len(part.labels)), part.labels, split=name)
+            kept |= _keep(part, {name: positions}, stored, asked, digest)
+    sets = {name: StoredSet(*kept[name], stored=stored, shape=shape, stats=stats) for name in _SPLITS}
+    return _bundle(asked, source.origin, source.class_names, stored, sets, digest)
+
+
+def _keep(
+    part: Part, positions: Mapping[str, Tensor], stored: tuple[int, int, int], asked: Asked, digest: "hashlib.blake2b"
+) -> dict[str, _Kept]:
+    """Keep the records at all those positions of `part`, once; where they lie, for each split."""
+    wanted = torch.cat(list(positions.values())).sort().values
+    records = keep_records(
+        part.stream(), wanted, stored[0] * stored[1] * stored[2], scratch_dir=asked.scratch_dir, digest=digest
+    )
+    kept = {
+        name: _Kept(records, torch.searchsorted(wanted, chosen), part.labels[chosen])
+        for name, chosen in positions.items()
+    }
+    for name, split in kept.items():
+        digest.update(name.encode())
+        digest.update(bytes_of(split.slots))
+        digest.update(bytes_of(split.labels))
+    return kept
+
+
+def assemble_user(returned: Any, asked: Asked) -> DataBundle:
+    """Split, limit and wrap what a caller's function returned: a dataset, or (train, val[, test]).
+
+    Reads every sample once. Pixels go into the digest as `fingerprint` says. Raises DataError where it is neither, or
+    where samples or labels are malformed.
+    """
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    if not 1 <= len(parts) <= 3:
+        raise DataError(f"{asked.name} returned {len(parts)} datasets; expected a dataset or (train, val[, test])")
+    given: tuple[int, ...] | None = None
+    labels: list[Tensor] = []
+    for dataset, split in zip(parts, _SPLITS, strict=False):
+        some, given = scan(dataset, name=f"{asked.name} ({split})", shape=given)
+        labels.append(some)
+    assert given is not None
+    classes = stated_classes(parts[0]) or tuple(map(str, range(int(labels[0].max()) + 1)))
+    for some, split in zip(labels, _SPLITS, strict=False):
+        check_labels(some, len(classes), what=f"{asked.name} ({split})")
+    shape = asked.delivered(given)
+    digest = hashlib.blake2b(repr((asked.name, given, shape)).encode(), digest_size=16)
+    for dataset in parts:
+        fingerprint(dataset, digest, name=asked.name)
+    carved = tuple(None if index < len(parts) else tenth(len(labels[0])) for index in (1, 2))
+    chosen = {split: (0, positions) for split, positions in asked.split(labels[0], carved).items()}
+    for index in range(1, len(parts)):
+        positions = asked.limit(torch.arange(len(labels[index])), labels[index], split=_SPLITS[index])
+        chosen[_SPLITS[index]] = (index, positions)
+    sets = {}
+    for split in _SPLITS:
+        index, positions = chosen[split]
+        own = labels[index][positions]
+        digest.update(split.encode())
+        digest.update(bytes_of(positions.contiguous()))
+        digest.update(bytes_of(own))
+        sets[split] = UserSet(
+            parts[index], own, positions,
+            given=given, shape=shape, num_classes=len(classes), name=f"{asked.name} ({split})",
+        )  # fmt: skip
+    return _bundle(asked, f"datasets of {asked.name}", classes, given, sets, digest)
+
+
+def _bundle(
+    asked: Asked,
+    origin: str,
+    class_names: tuple[str, ...],
+    given: tuple[int, ...],
+    sets: Mapping[str, ImageSet],
+    digest: "hashlib.blake2b",
+) -> DataBundle:
+    train, val, test = (sets[split] for split in _SPLITS)
+    sizes: Sequence[int] = (len(train), len(val), len(test))
+    return DataBundle(
+        name=asked.name,
+        train=train,
+        val=val,
+        test=test,
+        num_classes=len(class_names),
+        input_shape=train.shape,
+        class_names=class_names,
+        description=asked.describe(given, sizes, len(class_names), origin),
+        digest=digest.hexdigest(),
+    )

@@ -1,0 +1,94 @@
+"""What comes out of this room, `DataBundle`, and what was asked of it, `Asked`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.splits import balanced_head, carve, check_classes
+from ondevice_trgl.errors import DataError
+
+_LEAST_VAL = 100
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """A dataset ready for training. `input_shape` is C x H x W as delivered by the three sets."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    num_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    description: str
+    """One line: source, counts, resizing, expansion to more channels."""
+    digest: str
+    """Hash of content, order and transform: equal digests deliver equal samples under equal indices."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller wants done to a dataset; see `load_data`."""
+
+    name: str
+    image_size: int | None = None
+    train_limit: int | None = None
+    channels: int | None = None
+    seed: int = 0
+    scratch_dir: Path | None = None
+
+    def delivered(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an input after resizing and repeating. Raises DataError where that cannot be done."""
+        if self.image_size is None and self.channels is None:
+            return shape
+        if len(shape) != 3:
+            raise DataError(
+                f"{self.name} has inputs with {len(shape)} dimensions; image_size and channels need images, C x H x W",
+                hint="leave image size and channels out",
+            )
+        have, height, width = shape
+        if self.channels not in (None, have) and have != 1:
+            raise DataError(
+                f"{self.name} has {have} channels, {self.channels} were asked for; only a single channel can be"
+                " repeated",
+                hint=f"use a model that takes {have} channels",
+            )
+        size = (self.image_size, self.image_size) if self.image_size is not None else (height, width)
+        return (self.channels or have, *size)
+
+    def describe(self, given: tuple[int, ...], sizes: Sequence[int], classes: int, origin: str) -> str:
+        """The one-line description of a bundle whose inputs come in the shape `given`; `sizes` of the three sets."""
+        shape, size = self.delivered(given), "x".join(map(str, given))
+        if shape[1:] != given[1:]:
+            size += f" resized to {'x'.join(map(str, shape[1:]))} (bilinear)"
+        if shape[:1] != given[:1]:
+            size += f", the single channel repeated to {shape[0]}"
+        counts = " / ".join(f"{n} {split}" for n, split in zip(sizes, ("train", "val", "test"), strict=True))
+        limited = f" (limited to {self.train_limit})" if self.train_limit is not None else ""
+        return f"{origin}: {counts}{limited}; {classes} classes; {size}"
+
+    def limit(self, positions: Tensor, labels: Tensor, *, split: str) -> Tensor:
+        """Those of `positions` that the train limit leaves: of val a fifth as many, but 100 at least; of test all."""
+        if self.train_limit is None or split == "test":
+            return positions
+        most = self.train_limit if split == "train" else max(self.train_limit // 5, _LEAST_VAL)
+        return balanced_head(positions, labels, most)
+
+    def split(self, labels: Tensor, carved: tuple[int | None, ...]) -> dict[str, Tensor]:
+        """Positions of train among the samples with those labels, and of val and test where `carved` says how many.
+
+        Raises DataError where there are too few samples, or the ones left to train on are of one class.
+        """
+        what = f"{self.name} (train)"
+        check_classes(labels, what=what)
+        sizes = {split: size for split, size in zip(("val", "test"), carved, strict=True) if size is not None}
+        parts = carve(len(labels), tuple(sizes.values()), self.seed, what=what)
+        positions = {
+            split: self.limit(part, labels, split=split) for split, part in zip(("train", *sizes), parts, strict=True)
+        }
+        check_classes(labels[positions["train"]], what=what, limit=self.train_limit)
+        return positions

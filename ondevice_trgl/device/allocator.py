@@ -1,0 +1,116 @@
+"""The C allocator of this process: which one it is, give freed memory back, tune it. All of it through ctypes.
+
+Nothing happens on import. Where there is no such allocator (musl, macOS, Windows) every call does nothing.
+`set_mmap_threshold` changes the whole process and cannot be undone: it is for a process that is ours, like the command
+line's, never for an app that embeds the library.
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+"""Parameter numbers of glibc's mallopt."""
+
+_LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
+
+
+def allocator_name() -> str:
+    """glibc | tcmalloc | jemalloc | mimalloc | unknown: the allocator that answers `malloc` in this process."""
+    symbols = _symbols()
+    if symbols is None:
+        return "unknown"
+    provider = _library_of(symbols, "malloc")
+    for name in _LIBRARIES:
+        if name in provider:
+            return name
+    if provider.startswith("libc.") and glibc_version() is not None:
+        return "glibc"
+    return "unknown"
+
+
+def glibc_version() -> str | None:
+    """Version of the GNU C library, like "2.36"; None where the C library is another."""
+    function = _function(_symbols(), "gnu_get_libc_version", ctypes.c_char_p)
+    return None if function is None else function().decode("ascii")
+
+
+def release_memory() -> None:
+    """Give memory that is free but still held back to the system: the C allocator's, and CUDA's where it is in use.
+
+    Python objects are not collected. With jemalloc and mimalloc, which return memory by themselves, only CUDA's.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    match allocator_name():
+        case "glibc":
+            trim = _function(_symbols(), "malloc_trim", ctypes.c_int, ctypes.c_size_t)
+            if trim is not None:
+                trim(0)
+        case "tcmalloc":
+            release = _function(_symbols(), "MallocExtension_ReleaseFreeMemory", None)
+            if release is not None:
+                release()
+
+
+def set_mmap_threshold(
+    threshold_bytes: int, *, trim_threshold_bytes: int | None = None, max_arenas: int | None = None
+) -> bool:
+    """Make glibc take blocks of at least `threshold_bytes` from the system, to return them as soon as they are freed.
+
+    Lower is smaller and slower. Also fixes how much free memory glibc keeps at the top of its heap, and the number of
+    heaps that threads use. Returns whether all of it took effect: False with another allocator, and where glibc refuses
+    a value.
+    """
+    mallopt = _function(_symbols(), "mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
+    if mallopt is None or allocator_name() != "glibc":
+        return False
+    wanted = (
+        (M_MMAP_THRESHOLD, threshold_bytes),
+        (M_TRIM_THRESHOLD, trim_threshold_bytes),
+        (M_ARENA_MAX, max_arenas),
+    )
+    taken = [mallopt(parameter, value) for parameter, value in wanted if value is not None]
+    return all(result == 1 for result in taken)
+
+
+class _DlInfo(ctypes.Structure):
+    _fields_ = (
+        ("file_name", ctypes.c_char_p),
+        ("file_base", ctypes.c_void_p),
+        ("symbol_name", ctypes.c_char_p),
+        ("symbol_address", ctypes.c_void_p),
+    )
+
+
+def _symbols() -> ctypes.CDLL | None:
+    """The symbols of the process as it runs, preloaded libraries first."""
+    if os.name != "posix":
+        return None
+    try:
+        return ctypes.CDLL(None)
+    except OSError:
+        return None
+
+
+def _function(symbols: ctypes.CDLL | None, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(symbols, name, None)
+    if function is not None:
+        function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _library_of(symbols: ctypes.CDLL, symbol: str) -> str:
+    """File name of the library that provides `symbol`; empty where that cannot be told."""
+    dladdr = _function(symbols, "dladdr", ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_DlInfo))
+    function = getattr(symbols, symbol, None)
+    if dladdr is None or function is None:
+        return ""
+    info = _DlInfo()
+    found = dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(info))
+    return Path(os.fsdecode(info.file_name)).name if found and info.file_name else ""

@@ -1,0 +1,197 @@
+"""nn.Module -> Partition: an ordered chain of local modules whose composition is the network."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.model.residual import Residual
+from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
+
+
+class LocalModule(fx.GraphModule):
+    """Consecutive segments of a network as one module (B, *in_shape) -> (B, *out_shape).
+
+    Shares the network's parameters and buffers under their own names.
+    """
+
+    label: str
+    in_shape: Shape
+    out_shape: Shape
+    branches: tuple[Residual, ...]
+    """Residual adds inside, their nodes being those of `self.graph`."""
+    stretches: tuple[tuple[fx.Node, fx.Node], ...]
+    """(input, output) node of every segment that keeps its shape: what displacement is measured on."""
+
+    @classmethod
+    def of(cls, chain: Chain, start: int, stop: int) -> "LocalModule":
+        """Segments `start` to `stop` (exclusive) of `chain`."""
+        segments = chain.segments[start:stop]
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+
+        def copy_of(node: fx.Node) -> fx.Node:
+            if node not in copies and node.op == "get_attr":  # constants are fetched where they are used
+                copies[node] = graph.node_copy(node, copy_of)
+            return copies[node]
+
+        nodes = [node for segment in segments for node in segment.nodes]
+        if start:
+            before = chain.segments[start - 1]
+            copies[before.output] = graph.placeholder("boundary")
+            in_shape = before.out_shape
+        else:
+            in_shape = chain.in_shape
+        entry: fx.Node | None = copies[chain.segments[start - 1].output] if start else None
+        stretches = []
+        for segment in segments:
+            for node in segment.nodes:
+                copies[node] = graph.node_copy(node, copy_of)
+                if node.op == "placeholder":
+                    entry = copies[node]
+            shape_in = chain.segments[segment.index - 1].out_shape if segment.index else chain.in_shape
+            if entry is not None and shape_in == segment.out_shape:
+                stretches.append((entry, copies[segment.output]))
+            entry = copies[segment.output]
+        graph.output(copies[nodes[-1]])
+        module = cls(chain.model, graph, class_name="LocalModule")
+        module.label = _label(segments)
+        module.in_shape, module.out_shape = in_shape, segments[-1].out_shape
+        module.branches = tuple(
+            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm)
+            for segment in segments
+            for r in segment.residuals
+            if r.branch in copies and r.shortcut in copies
+        )
+        module.stretches = tuple(stretches)
+        return module
+
+
+def _label(segments: Sequence[Segment]) -> str:
+    first, last = segments[0].name, segments[-1].name
+    return first if first == last else f"{first.split('..')[0]}..{last.split('..')[-1]}"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Local modules in order; `bounds[k]` is the segment at which module k starts, the last entry the segment count."""
+
+    chain: Chain
+    bounds: tuple[int, ...]
+    modules: tuple[LocalModule, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names, shapes and residual branches of the modules, JSON-ready."""
+        return {
+            "bounds": list(self.bounds),
+            "modules": [
+                {
+                    "name": module.label,
+                    "in_shape": list(module.in_shape),
+                    "out_shape": list(module.out_shape),
+                    "params": sum(p.numel() for p in module.parameters()),
+                    "branches": [{"branch": r.branch.name, "shortcut": r.kind} for r in module.branches],
+                }
+                for module in self.modules
+            ],
+        }
+
+
+def group(chain: Chain, bounds: Sequence[int]) -> Partition:
+    """The partition whose module k holds segments bounds[k] to bounds[k + 1] (exclusive)."""
+    return Partition(
+        chain=chain,
+        bounds=tuple(bounds),
+        modules=tuple(LocalModule.of(chain, a, b) for a, b in pairwise(bounds)),
+    )
+
+
+def partition(model: nn.Module, example_input: Tensor, modules: str | int | Sequence[str] = "auto") -> Partition:
+    """Cut `model` into local modules that share its parameters and whose composition equals it.
+
+    `modules` is a number, the names of the layers that each module but the last ends with, or "auto": one module for
+    each block. A number balances parameters and activations. Raises PartitionError.
+    """
+    chain = trace(model, example_input)
+    if isinstance(modules, int):
+        return group(chain, even_bounds(chain, modules))
+    if isinstance(modules, str):
+        if modules != "auto":
+            raise PartitionError(f"modules = {modules!r}", hint="give 'auto', a number, or a list of layer names")
+        return group(chain, range(len(chain.segments) + 1))
+    return group(chain, named_bounds(chain, modules))
+
+
+def check_count(chain: Chain, count: int) -> None:
+    """Raises PartitionError where `count` modules cannot be had."""
+    most = len(chain.segments)
+    if not 1 <= count <= most:
+        raise PartitionError(
+            f"modules = {count}: {type(chain.model).__name__} can be cut into 1 to {most} modules",
+            hint=f"use --modules {most} or fewer",
+        )
+
+
+def even_bounds(chain: Chain, count: int) -> tuple[int, ...]:
+    """`count` modules with near equal loads; the load of a segment is its parameters and the elements it puts out."""
+    check_count(chain, count)
+    loads = [_load(chain, segment) for segment in chain.segments]
+    return balance(count, len(loads), lambda a, b: sum(loads[a:b]))[-1]
+
+
+def _load(chain: Chain, segment: Segment) -> float:
+    names = {str(node.target) for node in segment.nodes if node.op == "call_module"}
+    parameters = sum(p.numel() for name in names for p in chain.model.get_submodule(name).parameters())
+    elements = 0
+    for node in segment.nodes:
+        size = 1
+        for side in node.meta.get("shape", (0, 0))[1:]:
+            size *= side
+        elements += size
+    return 3.0 * parameters + 32.0 * elements
+
+
+def balance(most: int, length: int, cost: Callable[[int, int], float]) -> list[tuple[int, ...]]:
+    """For 1, 2, ... `most` consecutive groups of `length` items: the bounds whose largest `cost(start, stop)` is least.
+
+    Dynamic programme over (groups, items). Among equals the later groups are kept small.
+    """
+    worst = [0.0, *(float(cost(0, stop)) for stop in range(1, length + 1))]
+    choice: list[list[int]] = [[0] * (length + 1)]
+    for k in range(1, most):
+        row, picks = [float("inf")] * (length + 1), [0] * (length + 1)
+        for stop in range(k + 1, length + 1):
+            for start in range(k, stop):
+                largest = max(worst[start], float(cost(start, stop)))
+                if largest <= row[stop]:
+                    row[stop], picks[stop] = largest, start
+        worst = row
+        choice.append(picks)
+    groupings = []
+    for count in range(1, most + 1):
+        bounds = [length]
+        for k in range(count - 1, 0, -1):
+            bounds.append(choice[k][bounds[-1]])
+        groupings.append((0, *reversed(bounds)))
+    return groupings
+
+
+def named_bounds(chain: Chain, names: Sequence[str]) -> tuple[int, ...]:
+    """Bounds at the ends of the named layers. Raises PartitionError for a name at which no single tensor crosses."""
+    cuts = {name: segment.index + 1 for segment in chain.segments[:-1] for name in segment.ends}
+    bounds = [0]
+    for name in names:
+        if name not in cuts:
+            near = difflib.get_close_matches(name, cuts, n=3)
+            raise PartitionError(
+                f"no boundary at {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
+                hint=f"layers after which a module can end: {', '.join(cuts) or 'none'}",
+            )
+        if cuts[name] <= bounds[-1]:
+            raise PartitionError(f"boundary {name!r} is not behind the one before it", hint="name them in order")
+        bounds.append(cuts[name])
+    return (*bounds, len(chain.segments))

@@ -1,0 +1,135 @@
+"""Weights and optimizer state of the modules on disk: load one, evict it, and the memory is free again.
+
+One safetensors file a module, `modules/03.safetensors`. Tensor names are the network's own behind a prefix:
+`module.` for the local module, `head.` for its auxiliary head, `optim.` for the optimizer, `run.` for the rest.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.errors import DamagedFileError
+from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, write_tensors
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, each tensor once, without copies."""
+    names = set(module.state_dict(keep_vars=True))
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if name in names}
+
+
+class ModuleStore:
+    """Module files in one folder. The tensors of an evicted module hold no memory until it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:03d}.safetensors"
+
+    def has(self, index: int) -> bool:
+        return self.path(index).is_file()
+
+    def save(
+        self,
+        index: int,
+        module: nn.Module,
+        head: nn.Module | None,
+        position: Mapping[str, Any],
+        *,
+        optim: Mapping[str, Tensor] | None = None,
+        run: Mapping[str, Tensor] | None = None,
+    ) -> int:
+        """Write module `index` as it stands, atomically; returns the bytes written. `position` is JSON-ready."""
+        tensors = {f"module.{name}": tensor for name, tensor in state_of(module).items()}
+        if head is not None:
+            tensors |= {f"head.{name}": tensor for name, tensor in state_of(head).items()}
+        for prefix, extra in (("optim.", optim), ("run.", run)):
+            tensors |= {prefix + name: tensor for name, tensor in (extra or {}).items()}
+        return write_tensors(self.path(index), tensors, {"position": json.dumps(position)})
+
+    def load(self, index: int, module: nn.Module, head: nn.Module | None, device: torch.device) -> None:
+        """Fill module and head in place, on `device`, without their optimizer state. Raises DamagedFileError.
+
+        Reads one tensor at a time into the memory that it stays in.
+        """
+        for prefix, target in (("module.", module), ("head.", head)):
+            if target is not None:
+                fill(target, self._read(index, prefix, device), self.path(index))
+
+    def load_extra(self, index: int, what: str, device: torch.device) -> dict[str, Tensor]:
+        """The tensors that were saved as `what`: "optim" or "run"."""
+        return self._read(index, f"{what}.", device)
+
+    def _read(self, index: int, prefix: str, device: torch.device) -> dict[str, Tensor]:
+        tensors = read_tensors(self.path(index), lambda name: name.startswith(prefix))
+        return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items()}
+
+    def keep_rest(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
+        """Write what of `model` lies in none of its `modules` (layers that its forward pass never calls)."""
+        used = {id(tensor) for module in modules for tensor in state_of(module).values()}
+        rest = {f"module.{name}": tensor for name, tensor in state_of(model).items() if id(tensor) not in used}
+        write_tensors(self.folder / "rest.safetensors", rest)
+
+    def assemble(self, path: Path, aliases: Mapping[str, tuple[str, ...]]) -> int:
+        """Write the whole network's state dict to `path` from the files of all modules.
+
+        `aliases` as `aliases_of` gives it. A megabyte in memory at a time. Raises StorageError, DamagedFileError.
+        """
+        places = {name: file for file in sorted(self.folder.glob("*.safetensors")) for name in read_header(file)[0]}
+        sources = {}
+        for name, names in aliases.items():
+            kept = next((f"module.{alias}" for alias in names if f"module.{alias}" in places), None)
+            if kept is None:
+                raise DamagedFileError(f"{self.folder} lacks {name}", hint="the run was made with another model")
+            sources[name] = (places[kept], kept)
+        return copy_tensors(path, sources)
+
+    def position(self, index: int) -> dict[str, Any]:
+        """What was saved as the position of module `index`; no tensor is read."""
+        _, metadata, _ = read_header(self.path(index))
+        position = json.loads(metadata.get("position", "{}"))
+        assert isinstance(position, dict)
+        return position
+
+
+def aliases_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For every name in the model's state dict, all names of the same tensor (tied weights have several)."""
+    names: dict[int, list[str]] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    return {name: tuple(names[id(tensor)]) for name, tensor in state.items()}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give the tensors of `module` the memory of `tensors`. Raises DamagedFileError where the names differ."""
+    targets = state_of(module)
+    missing, foreign = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or foreign:
+        raise DamagedFileError(
+            f"{source} does not fit the model: missing {missing[:3] or 'nothing'}, unknown {foreign[:3] or 'nothing'}",
+            hint="the run was made with another model or partition",
+        )
+    for name, target in targets.items():
+        target.data = tensors[name]
+        target.grad = None
+
+
+def evict(*modules: nn.Module | None) -> None:
+    """Drop the memory of parameters, gradients and persistent buffers. What is to be kept must be saved before."""
+    for tensor in _tensors(modules):
+        tensor.grad = None
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+
+def _tensors(modules: tuple[nn.Module | None, ...]) -> Iterator[Tensor]:
+    for module in modules:
+        if module is not None:
+            yield from state_of(module).values()

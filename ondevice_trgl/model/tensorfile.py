@@ -1,0 +1,160 @@
+"""Safetensors files written and read tensor by tensor, straight from and into the tensors' own memory.
+
+The safetensors library maps the file (the pages count in RSS) and copies every tensor to bytes before it writes;
+these two functions hold nothing beside the tensors themselves. The format is the library's own.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.errors import DamagedFileError, StorageError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_MOST_HEADER = 64 << 20
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
+    """Write `tensors` to `path` atomically and durably; returns the bytes written.
+
+    Written beside `path`, flushed to the disk, renamed over it. Raises StorageError where the disk fails or is full.
+    """
+    entries = {name: (_NAMES[t.dtype], list(t.shape), t.numel() * t.element_size()) for name, t in tensors.items()}
+    blocks = (bytes_of(tensor.detach().cpu().contiguous()) for tensor in tensors.values())
+    return _write(path, entries, blocks, metadata)
+
+
+def copy_tensors(path: Path, sources: Mapping[str, tuple[Path, str]]) -> int:
+    """Write `path` from tensors of other files, by new name: (file, name there), a megabyte in memory at a time.
+
+    Atomic and durable as `write_tensors`. Raises StorageError, DamagedFileError.
+    """
+    headers = {file: read_header(file) for file in {file for file, _ in sources.values()}}
+    entries = {}
+    for name, (file, old) in sources.items():
+        entry = headers[file][0][old]
+        begin, end = entry["data_offsets"]
+        entries[name] = (entry["dtype"], entry["shape"], end - begin)
+
+    def blocks() -> Iterator[bytes]:
+        for file, old in sources.values():
+            header, _, start = headers[file]
+            begin, end = header[old]["data_offsets"]
+            with file.open("rb", buffering=0) as source:
+                source.seek(start + begin)
+                while begin < end:
+                    block = source.read(min(end - begin, 1 << 20))
+                    if not block:
+                        raise DamagedFileError(f"{file} ends early")
+                    begin += len(block)
+                    yield block
+
+    return _write(path, entries, blocks(), None)
+
+
+def _write(
+    path: Path,
+    entries: Mapping[str, tuple[str, list[int], int]],
+    blocks: Iterable[bytes | memoryview],
+    metadata: Mapping[str, str] | None,
+) -> int:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, size) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            _write_all(file.write, len(text).to_bytes(8, "little") + text)
+            for block in blocks:
+                _write_all(file.write, block)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume the run"
+        ) from error
+    return 8 + len(text) + offset
+
+
+def _write_all(write: Callable[[memoryview], int | None], data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[write(rest) or 0 :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """(entries by name, metadata, where the data starts). Raises DamagedFileError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MOST_HEADER, size - 8):
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if 8 + length + end != size:
+            raise ValueError(f"{size} bytes long, expected {8 + length + end}")
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    return header, metadata, 8 + length
+
+
+def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The tensors of `path` whose names are `wanted`, each read into memory of its own. Raises DamagedFileError."""
+    header, _, start = read_header(path)
+    tensors: dict[str, Tensor] = {}
+    try:
+        with path.open("rb", buffering=0) as file:
+            for name, entry in header.items():
+                if not wanted(name):
+                    continue
+                tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+                begin, end = entry["data_offsets"]
+                target = bytes_of(tensor)
+                if len(target) != end - begin:
+                    raise ValueError(f"{name} has {end - begin} bytes, expected {len(target)}")
+                file.seek(start + begin)
+                while target:
+                    count = file.readinto(target)
+                    if not count:
+                        raise ValueError(f"{name} ends early")
+                    target = target[count:]
+                tensors[name] = tensor
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    return tensors

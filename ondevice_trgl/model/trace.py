@@ -1,0 +1,270 @@
+"""A network as a chain of segments: traced with torch.fx, cut wherever exactly one tensor crosses.
+
+The trace is symbolic, so it costs no activation memory, keeps every parameter and its name, and needs no import that
+`import torch` has not made already (torch.export would add `torch._dynamo` and sympy: 90 MB).
+"""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.model.residual import Residual, find_residuals
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The smallest piece that can be a local module: the nodes between two neighbouring cuts.
+
+    `ends` are the layer names that end here, by which a user may ask for this cut.
+    """
+
+    index: int
+    name: str
+    ends: tuple[str, ...]
+    nodes: tuple[fx.Node, ...]
+    output: fx.Node
+    out_shape: Shape
+    """Without the batch dimension."""
+    residuals: tuple[Residual, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A traced network: `segments` composed in order are the network."""
+
+    model: nn.Module
+    in_shape: Shape
+    """Of one sample."""
+    in_dtype: torch.dtype
+    num_outputs: int
+    """Width of the network's output: classes."""
+    segments: tuple[Segment, ...]
+
+
+class _Tracer(fx.Tracer):
+    """Modules without children are leaves, so that they keep their own idea of train and eval mode."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Shapes(fx.Interpreter):
+    """Notes the shape and dtype of every tensor of one real forward pass, freeing each as soon as it is used up."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
+        return result
+
+
+def trace(model: nn.Module, example_input: Tensor) -> Chain:
+    """The chain of `model`. `example_input` is a batch (B, ...) of at least one sample; B is not baked in.
+
+    Runs one forward pass in eval mode without gradients. Raises PartitionError where the network cannot be traced,
+    takes or returns something other than one tensor, or does not accept the input.
+    """
+    graph = _graph_of(model)
+    _propagate(model, graph, example_input)
+    output = next(node for node in graph.nodes if node.op == "output")
+    result = output.args[0]
+    if not isinstance(result, fx.Node) or "shape" not in result.meta:
+        raise PartitionError(
+            f"{type(model).__name__}.forward returns {type(result).__name__}, expected one tensor",
+            hint="wrap the network so that it returns its logits alone",
+        )
+    if len(result.meta["shape"]) != 2:
+        raise PartitionError(
+            f"{type(model).__name__} returns a tensor of shape {result.meta['shape']}, expected (batch, classes)",
+            hint="wrap the network so that it returns one row of logits for each sample",
+        )
+    segments = tuple(_segments(model, graph))
+    return Chain(
+        model=model,
+        in_shape=tuple(example_input.shape[1:]),
+        in_dtype=example_input.dtype,
+        num_outputs=int(result.meta["shape"][1]),
+        segments=segments,
+    )
+
+
+def _graph_of(model: nn.Module) -> fx.Graph:
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # whatever the user's forward raises under symbolic values
+        raise PartitionError(
+            f"{type(model).__name__} cannot be traced: {_where(error)}{error}",
+            hint="keep data-dependent control flow inside a leaf module (one without child modules)",
+        ) from error
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and (node.users or not node.args)]
+    if len(inputs) != 1:
+        names = ", ".join(str(node.target) for node in inputs)
+        raise PartitionError(
+            f"{type(model).__name__}.forward takes {len(inputs)} inputs ({names}), expected one",
+            hint="wrap the network so that it takes one tensor",
+        )
+    graph.eliminate_dead_code(_has_effect)
+    return graph
+
+
+def _has_effect(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("placeholder", "output", "call_module") or name.endswith("_") or name.startswith("i")
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the user's own frame that stopped the trace."""
+    place = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if "/torch/" not in file and not file.startswith("<") and file != __file__:
+            place = f"{file}:{traceback.tb_lineno}: "
+        traceback = traceback.tb_next
+    return place
+
+
+def _propagate(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> None:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            _Shapes(model, graph=graph).run(example_input.clone())
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PartitionError(
+            f"{type(model).__name__} does not accept an input of shape {tuple(example_input.shape)}: {reason}",
+            hint="check the number of channels and the image size that the network expects",
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
+    nodes = [node for node in graph.nodes if node.op not in ("output", "get_attr")]
+    modules = dict(model.named_modules())
+    pieces = _split(nodes, _cuts(model, graph, nodes))
+    pieces = _merge(pieces, lambda piece: any(is_weighted(node, modules, model) for node in piece))
+    residuals = find_residuals(graph, model)
+    names = [_name(piece) for piece in pieces]
+    for index, piece in enumerate(pieces):
+        inside = set(piece)
+        later = {path for rest in pieces[index + 1 :] for node in rest for path in _paths(node)}
+        yield Segment(
+            index=index,
+            name=names[index] if names.count(names[index]) == 1 else _span(piece),
+            ends=tuple(path for path in _paths(piece[-1]) if path not in later),
+            nodes=tuple(piece),
+            output=piece[-1],
+            out_shape=piece[-1].meta["shape"][1:],
+            residuals=tuple(r for r in residuals if r.add in inside),
+        )
+
+
+def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
+    """Indices i such that one floating-point tensor alone crosses from nodes[:i + 1] to the rest."""
+    position = {node: i for i, node in enumerate(nodes)}
+    reach = [0] * len(nodes)  # how many values are alive behind node i
+    for i, node in enumerate(nodes):
+        last = max((position.get(user, len(nodes)) for user in node.users), default=i)
+        for j in range(i, min(last, len(nodes))):
+            reach[j] += 1
+    for first, last in _shared_spans(model, graph, position):
+        for j in range(first, last):
+            reach[j] += 2  # a parameter in two places keeps both in one module
+    return [
+        i
+        for i, node in enumerate(nodes[:-1])
+        if reach[i] == 1
+        and node.op != "placeholder"
+        and "shape" in node.meta
+        and node.meta["dtype"].is_floating_point
+        and any(position.get(user, -1) > i for user in node.users)
+    ]
+
+
+def _shared_spans(model: nn.Module, graph: fx.Graph, position: dict[fx.Node, int]) -> Iterator[tuple[int, int]]:
+    """For each parameter that is used more than once: the first and the last place."""
+    places: dict[int, list[int]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            for parameter in model.get_submodule(str(node.target)).parameters():
+                places.setdefault(id(parameter), []).append(position[node])
+        elif node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(model)
+            places.setdefault(id(value), []).extend(position[user] for user in node.users if user in position)
+    for used in places.values():
+        if used and min(used) != max(used):
+            yield min(used), max(used)
+
+
+def _split(nodes: list[fx.Node], cuts: list[int]) -> list[list[fx.Node]]:
+    starts = [0, *(cut + 1 for cut in cuts)]
+    return [nodes[start:stop] for start, stop in zip(starts, [*starts[1:], len(nodes)], strict=True)]
+
+
+def _merge(pieces: list[list[fx.Node]], weighted: Any) -> list[list[fx.Node]]:
+    """Joins pieces that have nothing to train with the one before, and the classifier with the last block."""
+    merged: list[list[fx.Node]] = [[]]
+    for piece in pieces:
+        if weighted(piece) and any(weighted([node]) for node in merged[-1]):
+            merged.append(list(piece))
+        else:
+            merged[-1].extend(piece)
+    if len(merged) > 1:
+        merged[-2].extend(merged.pop())
+    return merged
+
+
+def is_weighted(node: fx.Node, modules: dict[str, nn.Module], model: nn.Module) -> bool:
+    """Whether the node multiplies by a trained matrix or kernel (a norm's scale does not count)."""
+    if node.op == "call_module":
+        return any(parameter.ndim >= 2 for parameter in modules[str(node.target)].parameters())
+    for used in node.all_input_nodes:
+        if used.op == "get_attr":
+            value = operator.attrgetter(str(used.target))(model)
+            if isinstance(value, nn.Parameter) and value.ndim >= 2 and node.target not in (operator.add, torch.add):
+                return True
+    return False
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """Layer names that the node lies in, innermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] if isinstance(entry, tuple) else entry for entry in stack.values()] + list(stack)
+    found = {path.partition("@")[0] for path in paths if isinstance(path, str) and path}
+    if node.op == "call_module":
+        found.add(str(node.target))
+    return sorted(found, key=lambda path: -path.count("."))
+
+
+def _name(piece: list[fx.Node]) -> str:
+    """The layer that holds every call of the piece, or its first and last layer."""
+    targets = [str(node.target) for node in piece if node.op == "call_module"]
+    if not targets:
+        return piece[-1].name
+    common = targets[0].split(".")
+    for target in targets[1:]:
+        parts = target.split(".")
+        common = [a for a, b in zip(common, parts, strict=False) if a == b][: len(common)]
+    return ".".join(common) or _span(piece)
+
+
+def _span(piece: list[fx.Node]) -> str:
+    targets = [_block(str(node.target)) for node in piece if node.op == "call_module"] or [piece[-1].name]
+    return targets[0] if targets[0] == targets[-1] else f"{targets[0]}..{targets[-1]}"
+
+
+def _block(target: str) -> str:
+    """`layer4.2.conv1` -> `layer4.2`: up to the last number, else the first part."""
+    parts = target.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else parts[0]

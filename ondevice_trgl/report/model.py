@@ -1,0 +1,191 @@
+"""The Report: one frozen record of what was predicted and what was measured. Every renderer reads this alone.
+
+Bytes are integers, times seconds, accuracies and savings fractions from 0 to 1. What was not measured is None.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.errors import DamagedFileError, RunDirError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReport:
+    """Where boundary activations were kept; `bytes` is the most that stood there at one time."""
+
+    tier: str
+    dtype: str
+    bytes: int
+    dir: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """What the planner chose, with a reason for each choice."""
+
+    num_modules: int
+    schedule: str
+    laps: int
+    batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    activation_checkpointing: bool
+    optimizer: str
+    cache: CacheReport
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleReport:
+    """One local module with its auxiliary head."""
+
+    index: int
+    name: str
+    params: int
+    """Elements, the auxiliary head's included."""
+    predicted_peak_bytes: int
+    measured_peak_bytes: int | None = None
+    """Whole process, highest of the laps."""
+    train_seconds: float | None = None
+    cache_read_bytes: int | None = None
+    cache_write_bytes: int | None = None
+    train_loss: float | None = None
+    """Task loss of the last epoch, mean over samples."""
+    transport_cost: float | None = None
+    """Transport cost of the last epoch before its weight 1 / (2 tau), mean over samples."""
+    train_accuracy: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineReport:
+    """End-to-end training of the same work, in a process of its own."""
+
+    status: str
+    """measured | did_not_fit | skipped"""
+    batch_size: int
+    micro_batch_size: int
+    measured_peak_bytes: int | None = None
+    seconds_per_epoch: float | None = None
+    floor_bytes: int | None = None
+    timed_steps: int | None = None
+    """Optimizer steps that `seconds_per_epoch` was measured on; scaled up where an epoch has more."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyReport:
+    """Heads are chosen on validation data alone; `test` is the chosen head's."""
+
+    best_head: int | None = None
+    best_head_val: float | None = None
+    last_head_val: float | None = None
+    ensemble_val: float | None = None
+    test: float | None = None
+    drop: float | None = None
+    """best_head_val - last_head_val: what depth lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondsReport:
+    """Wall time. `cache` is reading and writing boundaries, forward passes that fill them included."""
+
+    total: float = 0.0
+    training: float = 0.0
+    cache: float = 0.0
+    baseline: float = 0.0
+    per_epoch: float | None = None
+    """One epoch of every module, caching included: the figure to hold against `seconds_per_epoch` of a baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run planned and measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: str
+    """planned | completed | paused | failed"""
+    run_dir: str | None
+    budget_bytes: int
+    budget_kind: str
+    """rss (whole process) | cuda (device memory)"""
+    meter: str
+    floor_bytes: int
+    predicted_peak_bytes: int
+    measured_peak_bytes: int | None = None
+    plan: PlanReport
+    modules: tuple[ModuleReport, ...]
+    baselines: Mapping[str, BaselineReport] = dataclasses.field(default_factory=dict)
+    """e2e and e2e_checkpoint"""
+    accuracy: AccuracyReport = AccuracyReport()
+    seconds: SecondsReport = SecondsReport()
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    workload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What was trained on what: model, data, sample counts, image size."""
+    message: str = ""
+    """Why a run is paused or failed."""
+
+    @property
+    def savings(self) -> dict[str, float | None]:
+        """1 - measured peak / measured baseline peak; None where either was not measured, never a guess."""
+        return {f"vs_{name}": self._saving(self.baselines.get(name)) for name in ("e2e", "e2e_checkpoint")}
+
+    def _saving(self, baseline: BaselineReport | None) -> float | None:
+        if baseline is None or baseline.measured_peak_bytes is None or self.measured_peak_bytes is None:
+            return None
+        return 1.0 - self.measured_peak_bytes / baseline.measured_peak_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `report.json` and of `train --json`."""
+        record = dataclasses.asdict(self)
+        record["savings"] = self.savings
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Report":
+        """The inverse of `to_dict`; unknown keys are left out, so that a newer minor version can be read."""
+        values = _known(cls, record)
+        plan = _known(PlanReport, values["plan"])
+        plan["cache"] = CacheReport(**_known(CacheReport, plan["cache"]))
+        plan["reasons"] = tuple(plan["reasons"])
+        values["plan"] = PlanReport(**plan)
+        values["modules"] = tuple(ModuleReport(**_known(ModuleReport, m)) for m in values["modules"])
+        values["baselines"] = {
+            name: BaselineReport(**_known(BaselineReport, b)) for name, b in values.get("baselines", {}).items()
+        }
+        values["accuracy"] = AccuracyReport(**_known(AccuracyReport, values.get("accuracy", {})))
+        values["seconds"] = SecondsReport(**_known(SecondsReport, values.get("seconds", {})))
+        return cls(**values)
+
+
+def _known(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {name: value for name, value in record.items() if name in names}
+
+
+def read_report(run_dir: Path) -> Report:
+    """The report of a run. Raises RunDirError where there is none, DamagedFileError where it cannot be read."""
+    path = run_dir / "report.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunDirError(
+            f"{run_dir} holds no report: {error.strerror}", hint="`trgl-device train` or `resume` writes one"
+        ) from None
+    try:
+        record = json.loads(text)
+        if record["schema_version"] > SCHEMA_VERSION:
+            raise RunDirError(
+                f"{path} has schema version {record['schema_version']}, this program reads up to {SCHEMA_VERSION}",
+                hint="install a newer ondevice_trgl",
+            )
+        return Report.from_dict(record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is not a report: {error}") from None

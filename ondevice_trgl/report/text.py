@@ -1,0 +1,203 @@
+"""A Report as tables and sentences; the HTML page takes the same ones, so that both show the same figures."""
+
+from ondevice_trgl.report.model import BaselineReport, ModuleReport, Report
+from ondevice_trgl.report.table import (
+    Cell,
+    Line,
+    Span,
+    Table,
+    format_count,
+    format_fraction,
+    format_seconds,
+    labelled,
+    make_table,
+    table_lines,
+    wrapped,
+)
+from ondevice_trgl.units import format_size
+
+STRATEGIES = {"e2e": "end-to-end", "e2e_checkpoint": "checkpointed end-to-end"}
+
+
+def _size(size: int | None) -> str | None:
+    return None if size is None else format_size(size)
+
+
+def against_budget(peak: int | None, budget: int) -> Span | None:
+    """How far a peak is under or over the budget."""
+    if peak is None:
+        return None
+    if peak <= budget:
+        return Span(f"under by {format_size(budget - peak)}", "good")
+    return Span(f"over by {format_size(peak - budget)}", "bad")
+
+
+def module_table(report: Report) -> Table:
+    """One row a local module."""
+    return make_table(
+        "Modules",
+        ("#", "<module", "params", "predicted", "measured", "time", "train", "val", "transport"),
+        [_module_row(module, report.budget_bytes) for module in report.modules],
+    )
+
+
+def _module_row(module: ModuleReport, budget: int) -> list[Cell]:
+    measured, cost = module.measured_peak_bytes, module.transport_cost
+    over = measured is not None and measured > budget
+    return [
+        str(module.index),
+        module.name,
+        format_count(module.params),
+        Span(format_size(module.predicted_peak_bytes), "bad" if module.predicted_peak_bytes > budget else ""),
+        None if measured is None else Span(format_size(measured), "bad" if over else ""),
+        format_seconds(module.train_seconds),
+        format_fraction(module.train_accuracy),
+        format_fraction(module.val_accuracy),
+        None if cost is None else f"{cost:.3g}",
+    ]
+
+
+def comparison_table(report: Report) -> Table:
+    """End-to-end, checkpointed end-to-end and TRGL side by side; only what was measured has figures."""
+    rows: list[list[Cell]] = []
+    for name, label in STRATEGIES.items():
+        if (baseline := report.baselines.get(name)) is not None:
+            rows.append(_baseline_row(label, baseline, report.budget_bytes, report.savings[f"vs_{name}"]))
+    own = report.measured_peak_bytes
+    rows.append(
+        [
+            Span("TRGL", "title"),
+            f"{report.plan.batch_size} ({report.plan.micro_batch_size})",
+            _size(own) or Span("not measured", "dim"),
+            against_budget(own, report.budget_bytes),
+            format_seconds(report.seconds.per_epoch),
+            None,
+        ]
+    )
+    return make_table("Peak memory", ("<training", "batch", "measured", "<budget", "an epoch", "saving"), rows)
+
+
+def _baseline_row(label: str, baseline: BaselineReport, budget: int, saving: float | None) -> list[Cell]:
+    peak = baseline.measured_peak_bytes
+    absent = {"did_not_fit": Span("did not fit", "bad"), "skipped": Span("skipped", "dim")}
+    return [
+        label,
+        f"{baseline.batch_size} ({baseline.micro_batch_size})",
+        _size(peak) or absent.get(baseline.status, Span("not measured", "dim")),
+        against_budget(peak, budget),
+        format_seconds(baseline.seconds_per_epoch),
+        format_fraction(saving),
+    ]
+
+
+def baseline_notes(report: Report) -> list[str]:
+    """Why a baseline has no figures, one sentence each."""
+    words = {"did_not_fit": "did not fit", "skipped": "was skipped"}
+    return [
+        f"{label[0].upper()}{label[1:]} {words[baseline.status]}{f': {baseline.reason}' if baseline.reason else ''}"
+        for name, label in STRATEGIES.items()
+        if (baseline := report.baselines.get(name)) is not None and baseline.status in words
+    ]
+
+
+def verdict(report: Report) -> Span:
+    """The run in one sentence."""
+    budget, predicted, peak = report.budget_bytes, report.predicted_peak_bytes, report.measured_peak_bytes
+    if report.status == "planned":
+        held, text = predicted <= budget, f"predicted peak {format_size(predicted)} of {format_size(budget)}"
+        return Span(f"{'Fits' if held else 'Does not fit'} the budget: {text}.", "good" if held else "bad")
+    measured = f"measured peak {format_size(peak)} of {format_size(budget)}" if peak else "no peak was measured"
+    if report.status in ("paused", "failed"):
+        why = f" ({report.message})" if report.message else ""
+        tone = "bad" if report.status == "failed" else ""
+        return Span(f"{report.status.capitalize()}{why}: {measured}.", tone)
+    if peak is None:
+        return Span(f"Completed, but {measured}.", "bad")
+    held = peak <= budget
+    sentence = f"{'Held' if held else 'Went over'} the budget: {measured}{_savings(report)}."
+    return Span(sentence, "good" if held else "bad")
+
+
+def _savings(report: Report) -> str:
+    parts = []
+    for name, label in STRATEGIES.items():
+        saving, baseline = report.savings[f"vs_{name}"], report.baselines.get(name)
+        if saving is not None:
+            parts.append(f"{abs(100 * saving):.0f}% {'less' if saving >= 0 else 'more'} than {label}")
+        elif baseline is not None and baseline.status == "did_not_fit":
+            parts.append(f"{label} did not fit")
+    return "; " + ", ".join(parts) if parts else ""
+
+
+def subject(report: Report) -> str:
+    """What was trained on what."""
+    work = report.workload
+    return f"{work.get('model', 'model')} on {work.get('data', 'data')}"
+
+
+def budget_line(report: Report) -> str:
+    """The budget as it was understood, the meter and the floor."""
+    kind = {"rss": "for the whole process", "cuda": "of device memory"}.get(report.budget_kind, report.budget_kind)
+    return (
+        f"{format_size(report.budget_bytes)} ({report.budget_bytes:,} bytes) {kind}, "
+        f"floor {format_size(report.floor_bytes)}, meter {report.meter}"
+    )
+
+
+def plan_line(report: Report) -> str:
+    """What the planner chose."""
+    plan = report.plan
+    laps = f", {plan.laps} laps" if plan.laps > 1 else ""
+    plural = "module" if plan.num_modules == 1 else "modules"
+    return (
+        f"{plan.num_modules} {plural}, {plan.schedule}{laps}; batch {plan.batch_size} = micro-batch "
+        f"{plan.micro_batch_size} x {plan.grad_accum_steps}; {plan.optimizer}; "
+        f"checkpointing {'on' if plan.activation_checkpointing else 'off'}; "
+        f"cache {plan.cache.tier} {plan.cache.dtype}, {format_size(plan.cache.bytes)}"
+    )
+
+
+def accuracy_line(report: Report) -> str | None:
+    """The accuracies that are known, or None."""
+    known = report.accuracy
+    head = "" if known.best_head is None else f" (head of module {known.best_head})"
+    parts = [
+        f"{what} {format_fraction(value)}{note}"
+        for what, value, note in (
+            ("best head by validation", known.best_head_val, head),
+            ("last head", known.last_head_val, ""),
+            ("ensemble", known.ensemble_val, ""),
+            ("test", known.test, ""),
+        )
+        if value is not None
+    ]
+    return ", ".join(parts) or None
+
+
+def seconds_line(report: Report) -> str | None:
+    """Where the time went, or None before anything ran."""
+    seconds = report.seconds
+    if not seconds.total:
+        return None
+    parts = [("training", seconds.training), ("cache", seconds.cache), ("baselines", seconds.baseline)]
+    shares = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts if value)
+    return f"{format_seconds(seconds.total)}{f' ({shares})' if shares else ''}"
+
+
+def report_lines(report: Report, width: int = 100) -> list[Line]:
+    """The whole report for a terminal of `width` columns."""
+    lines: list[Line] = [(Span(subject(report), "title"),)]
+    for name, text in (("budget", budget_line(report)), ("plan", plan_line(report))):
+        lines += labelled(name, text, width)
+    if report.status == "planned":
+        for number, reason in enumerate(report.plan.reasons):
+            lines += labelled("why" if number == 0 else "", f"- {reason}", width, hang=2)
+    lines += [(), *table_lines(module_table(report), width)]
+    if report.baselines or report.measured_peak_bytes is not None:
+        lines += [(), *table_lines(comparison_table(report), width)]
+        for note in baseline_notes(report):
+            lines += wrapped(Span(note, "dim"), width)
+    lines += [(), *wrapped(verdict(report), width)]
+    for name, known in (("accuracy", accuracy_line(report)), ("time", seconds_line(report))):
+        lines += labelled(name, known, width) if known else []
+    return lines

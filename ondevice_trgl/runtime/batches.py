@@ -1,0 +1,95 @@
+"""Batches of fixed shape from a boundary: the dataset, or a cache of activations."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.errors import DataError, NonFiniteError
+
+
+class Source(Protocol):
+    """Samples at one boundary: `labels` int64 (rows,), `shape` of one sample."""
+
+    labels: Tensor
+    shape: tuple[int, ...]
+
+    def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
+        """Fill out[:len(indices)]; returns int64 labels (len(indices),)."""
+        ...
+
+
+def buffer_for(micro_batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The one input buffer of a module, (micro_batch, *shape), reused for every batch."""
+    return torch.zeros((micro_batch, *shape), dtype=dtype)
+
+
+def shuffled(rows: int, *key: int) -> list[int]:
+    """A permutation of range(rows) that depends on `key` (seed, lap, module, epoch) alone."""
+    generator = torch.Generator()
+    generator.manual_seed(mix(*key))
+    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return order
+
+
+def mix(*key: int) -> int:
+    """A 63-bit seed from several numbers; neighbouring keys give unrelated seeds (splitmix64)."""
+    state = 0x9E3779B97F4A7C15
+    for number in key:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def train_batches(
+    source: Source, order: Sequence[int], batch: int, buffer: Tensor
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """For each full batch in `order`, its micro-batches (z, labels); z is `buffer`, overwritten by the next."""
+    micro = len(buffer)
+
+    def micro_batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for at in range(start, start + batch, micro):
+            yield buffer, source.read(order[at : at + micro], buffer)
+
+    for start in range(0, len(order) - batch + 1, batch):
+        yield micro_batches(start)
+
+
+def all_rows(source: Source, buffer: Tensor) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    """(z, labels, start, count) over every row in order. The last z is padded with what was there before."""
+    rows = len(source.labels)
+    for start in range(0, rows, len(buffer)):
+        count = min(len(buffer), rows - start)
+        yield buffer, source.read(range(start, start + count), buffer), start, count
+
+
+def check_labels(labels: Tensor, classes: int, what: str) -> None:
+    """Raises DataError for an empty set, a label out of range, or a single class."""
+    if len(labels) == 0:
+        raise DataError(f"the {what} set is empty", hint="give it at least one sample of every class")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        bad = low if low < 0 else high
+        at = int((labels == bad).nonzero()[0])
+        raise DataError(
+            f"label {bad} of {what} sample {at} is out of range: the model has {classes} outputs",
+            hint=f"labels are whole numbers from 0 to {classes - 1}; or give the model more outputs",
+        )
+    if what == "train" and low == high:
+        raise DataError(
+            f"all {len(labels)} train samples have label {low}: there is nothing to learn",
+            hint="give samples of at least two classes",
+        )
+
+
+def check_finite(z: Tensor, indices: Sequence[int], where: str) -> None:
+    """Raises NonFiniteError that names the first sample with NaN or infinity; integers always pass."""
+    if not z.is_floating_point():
+        return
+    for row, index in zip(z, indices, strict=False):
+        if not bool(torch.isfinite(row).all()):
+            kind = "NaN" if bool(torch.isnan(row).any()) else "infinity"
+            raise NonFiniteError(f"{kind} in {where}, sample {index}", hint="clean the data, then resume the run")

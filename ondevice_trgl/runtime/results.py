@@ -1,0 +1,174 @@
+"""What a run leaves behind: the report of its measurements, and the trained network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.errors import UsageError
+from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.partition import Partition
+from ondevice_trgl.model.store import ModuleStore
+from ondevice_trgl.plan.planner import Plan
+from ondevice_trgl.report.model import (
+    AccuracyReport,
+    CacheReport,
+    ModuleReport,
+    PlanReport,
+    Report,
+    SecondsReport,
+)
+from ondevice_trgl.runtime.batches import Source, all_rows, buffer_for
+from ondevice_trgl.runtime.scheduler import Measured
+
+CPU = torch.device("cpu")
+
+
+def _plan_report(plan: Plan, config: TrainConfig, cache_dir: Path | None) -> PlanReport:
+    """The plan as the report shows it."""
+    on_disk = plan.cache_tier == "disk"
+    return PlanReport(
+        num_modules=plan.num_modules,
+        schedule=config.schedule,
+        laps=config.laps,
+        batch_size=plan.batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        grad_accum_steps=plan.grad_accum_steps,
+        activation_checkpointing=False,
+        optimizer=config.optimizer,
+        cache=CacheReport(
+            tier=plan.cache_tier,
+            dtype=plan.cache_dtype,
+            bytes=plan.cache_bytes,
+            dir=str(cache_dir) if on_disk and cache_dir else None,
+        ),
+        reasons=plan.reasons,
+    )
+
+
+def make_report(
+    *,
+    run_dir: Path | None,
+    config: TrainConfig,
+    plan: Plan,
+    names: Sequence[str],
+    measured: Sequence[Measured],
+    accuracy: AccuracyReport | None = None,
+    meter: PeakMeter,
+    status: str,
+    message: str = "",
+    total_seconds: float = 0.0,
+    environment: Mapping[str, Any],
+    workload: Mapping[str, Any],
+) -> Report:
+    """The report of a run or, with status "planned" and empty measurements, of a plan."""
+    peaks = [m.measured_peak_bytes for m in measured if m.measured_peak_bytes]
+    cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
+    whole = all(m.epochs_done for m in measured)
+    return Report(
+        status=status,
+        message=message,
+        run_dir=str(run_dir) if run_dir else None,
+        budget_bytes=plan.budget_bytes,
+        budget_kind=meter.kind,
+        meter=meter.name,
+        floor_bytes=plan.floor_bytes,
+        predicted_peak_bytes=plan.peak_bytes,
+        measured_peak_bytes=max(peaks) if peaks else None,
+        plan=_plan_report(plan, config, cache_dir),
+        modules=tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured)),
+        accuracy=accuracy or AccuracyReport(),
+        seconds=SecondsReport(
+            total=total_seconds,
+            training=sum(m.train_seconds for m in measured),
+            cache=sum(m.cache_seconds for m in measured),
+            per_epoch=sum((m.train_seconds + m.cache_seconds) / m.epochs_done for m in measured) if whole else None,
+        ),
+        environment=environment,
+        workload=workload,
+    )
+
+
+def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> ModuleReport:
+    started = measured.epochs_done > 0
+    return ModuleReport(
+        index=index,
+        name=name,
+        params=measured.params,
+        predicted_peak_bytes=plan.predicted_peak_bytes[index],
+        measured_peak_bytes=measured.measured_peak_bytes or None,
+        train_seconds=measured.train_seconds if started else None,
+        cache_read_bytes=measured.cache_read_bytes if started else None,
+        cache_write_bytes=measured.cache_write_bytes if started else None,
+        train_loss=measured.train_loss,
+        transport_cost=measured.transport_cost,
+        train_accuracy=measured.train_accuracy,
+        val_accuracy=measured.val_accuracy,
+        test_accuracy=measured.test_accuracy,
+    )
+
+
+def accuracies(store: ModuleStore, measured: Sequence[Measured], val_labels: Tensor | None) -> AccuracyReport:
+    """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken."""
+    if any(m.train_accuracy is None for m in measured):
+        return AccuracyReport()
+    values = [m.val_accuracy for m in measured]
+    scores = [value for value in values if value is not None]
+    if val_labels is None or len(scores) < len(values):
+        return AccuracyReport(best_head=len(measured) - 1, test=measured[-1].test_accuracy)
+    best = max(range(len(scores)), key=lambda index: (scores[index], index))
+    total = torch.zeros(())
+    for index in range(len(measured)):
+        total = total + store.load_extra(index, "run", CPU)["probabilities"]
+    ensemble = float((total.argmax(1) == val_labels).float().mean())
+    return AccuracyReport(
+        best_head=best,
+        best_head_val=scores[best],
+        last_head_val=scores[-1],
+        ensemble_val=ensemble,
+        test=measured[best].test_accuracy,
+        drop=scores[best] - scores[-1],
+    )
+
+
+def head_index(head: str | int, count: int, best: int | None) -> int:
+    """The module that `head` ("best", "last" or an index) names. Raises UsageError."""
+    if head == "last" or (head == "best" and best is None):
+        return count - 1
+    if head == "best":
+        assert best is not None
+        return best
+    text = str(head)
+    if not text.isdigit() or int(text) >= count:
+        raise UsageError(f"no head {head!r}: this run has heads 0 to {count - 1}", hint="or best, or last")
+    return int(text)
+
+
+def load_network(store: ModuleStore, partition: Partition, config: TrainConfig, index: int) -> nn.Module:
+    """The trained network up to head `index`, in eval mode; for the last, the model itself with its own classifier.
+
+    Memory: the weights up to there.
+    """
+    last = index == len(partition.modules) - 1
+    head = None
+    if not last:
+        head = build_head(config.head, partition.modules[index].out_shape, partition.chain.num_outputs)
+    for k in range(index + 1):
+        store.load(k, partition.modules[k], head if k == index else None, CPU)
+    if last:
+        return partition.chain.model.eval()
+    assert head is not None
+    return nn.Sequential(*partition.modules[: index + 1], head).eval()
+
+
+@torch.no_grad()
+def accuracy_of(network: nn.Module, source: Source, in_shape: tuple[int, ...], batch: int) -> float:
+    """Share of `source` that `network` classifies right, `batch` samples at a time."""
+    correct = 0
+    for z, labels, _, count in all_rows(source, buffer_for(batch, in_shape, torch.float32)):
+        correct += int((network(z)[:count].argmax(1) == labels).sum())
+    return correct / len(source.labels)

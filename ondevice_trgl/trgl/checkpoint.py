@@ -1,0 +1,66 @@
+"""Activation checkpointing: keep a piece's input alone, and compute its activations again when backward gets there.
+
+`torch.utils.checkpoint` does this too, but its first call imports torch._dynamo (+78 MB), and its second forward pass
+moves BatchNorm's running statistics twice.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.piece, ctx.rng = piece, torch.get_rng_state()
+        ctx.save_for_backward(x)
+        return piece(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_(ctx.needs_input_grad[1])
+        parameters = [p for p in ctx.piece.parameters() if p.requires_grad]
+        now = torch.get_rng_state()
+        torch.set_rng_state(ctx.rng)
+        try:
+            with torch.enable_grad(), _statistics_once(ctx.piece):
+                out = ctx.piece(x.view_as(x))  # a view: the piece may change its input in place
+        finally:
+            torch.set_rng_state(now)
+        wanted = [x, *parameters] if x.requires_grad else parameters
+        found = torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
+        return None, *(found if x.requires_grad else (None, *found))
+
+
+@contextmanager
+def _statistics_once(piece: nn.Module) -> Iterator[None]:
+    """BatchNorm without its running statistics: the first pass has moved them already."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    norms = [m for m in piece.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(norm, name, norm._buffers[name]) for norm in norms for name in names]
+    for norm, name, _ in kept:
+        norm._buffers[name] = None
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            norm._buffers[name] = buffer
+
+
+def checkpointed(pieces: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """The composition of `pieces`, each of which keeps its input alone between forward and backward.
+
+    Gradients equal those of the plain composition. Every piece runs twice; memory is the inputs of all pieces and the
+    activations of one. Draws of the global CPU generator (dropout) are the same in both passes.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        for piece in pieces:
+            x = _Recomputed.apply(piece, x, *(p for p in piece.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
+        return x
+
+    return forward

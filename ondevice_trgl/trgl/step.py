@@ -1,0 +1,114 @@
+"""One optimizer step of one local module: micro-batches through module and head, TRGL objective, update.
+
+loss = cross-entropy(head(module(z)), y) + 1 / (2 tau) · transport cost        (arXiv 2309.17357, Eq. 10)
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ondevice_trgl.errors import NonFiniteError
+from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.trgl.transport import has_transport, with_transport
+
+
+@dataclass
+class Tally:
+    """Sums over samples; divide by `samples`."""
+
+    task_loss: float = 0.0
+    transport_cost: float = 0.0
+    correct: int = 0
+    samples: int = 0
+
+    def add(self, other: "Tally") -> None:
+        self.task_loss += other.task_loss
+        self.transport_cost += other.transport_cost
+        self.correct += other.correct
+        self.samples += other.samples
+
+    def mean_task_loss(self) -> float | None:
+        return self.task_loss / self.samples if self.samples else None
+
+    def mean_transport(self) -> float | None:
+        return self.transport_cost / self.samples if self.samples else None
+
+    def accuracy(self) -> float | None:
+        return self.correct / self.samples if self.samples else None
+
+
+class Objective:
+    """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits."""
+
+    def __init__(
+        self,
+        module: LocalModule,
+        head: nn.Module | None,
+        *,
+        tau: float | None,
+        transport: str,
+        transport_norm: str,
+        label_smoothing: float,
+    ) -> None:
+        self.module, self.head = module, head
+        self.weight = 0.0 if tau is None else 0.5 / tau
+        self.label_smoothing = label_smoothing
+        measured = self.weight and has_transport(module, transport)
+        self._forward: nn.Module = with_transport(module, transport, transport_norm) if measured else module
+        self._measured = bool(measured)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name: `module.*` and `head.*`."""
+        named = {f"module.{name}": p for name, p in self.module.named_parameters() if p.requires_grad}
+        if self.head is not None:
+            named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
+        return named
+
+    def train_mode(self, training: bool) -> None:
+        self.module.train(training)
+        self._forward.train(training)
+        if self.head is not None:
+            self.head.train(training)
+
+    def backward(self, z: Tensor, labels: Tensor, share: float) -> Tally:
+        """Add `share` of the gradient of the loss on (z, labels); returns the sums over the samples."""
+        out, transport = self._forward(z) if self._measured else (self._forward(z), None)
+        logits = out if self.head is None else self.head(out)
+        del out
+        task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = task if transport is None else task + self.weight * transport
+        correct = int((logits.detach().argmax(1) == labels).sum())
+        del logits
+        (loss * share).backward()
+        count = len(labels)
+        cost = 0.0 if transport is None else float(transport.detach())
+        return Tally(float(task.detach()) * count, cost * count, correct, count)
+
+    @torch.no_grad()
+    def evaluate(self, z: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape."""
+        out = self.module(z)
+        logits = out if self.head is None else self.head(out)
+        return out[:count], logits[:count]
+
+
+def train_step(
+    objective: Objective, optimizer: Optimizer, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int, lr: float
+) -> Tally:
+    """One update from `count` micro-batches of equal size.
+
+    Raises NonFiniteError, with the parameters as they were, where the loss is NaN or infinite.
+    """
+    total = Tally()
+    for z, labels in micro_batches:
+        total.add(objective.backward(z, labels, 1.0 / count))
+    if not math.isfinite(total.task_loss + total.transport_cost):
+        optimizer.drop_gradients()
+        raise NonFiniteError(f"the loss is {total.task_loss + total.transport_cost}")
+    optimizer.step(lr)
+    return total

@@ -1,0 +1,148 @@
+"""From flags, file and profile to a job."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ondevice_trgl.cli.options import DEFAULTS, TRAINING
+from ondevice_trgl.cli.settings import parse_modules, run_directory
+from ondevice_trgl.config import Workload
+from tests.cli.conftest import Cli, Jobs
+
+BUDGET = ("--budget", "600MB")
+
+
+def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
+    flags = {
+        "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16, "data_root": "d", "train_limit": 9,
+        "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
+        "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "batch_size": 24,
+        "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
+        "device": "cuda:1", "threads": 3, "seed": 7,
+    }  # fmt: skip
+    assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"
+    argv = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    result = cli("train", *argv, "-o", "somewhere", "--force", "--baseline", "skip")
+    assert result.code == 0
+    (job,) = jobs.jobs
+    settings = job.workload.to_dict() | job.config.to_dict()
+    expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8}
+    assert {name: settings[name] for name in flags} == expected
+    assert (job.run_dir, job.force, job.baseline) == (Path("somewhere"), True, "skip")
+    assert job.command.startswith("trgl-device train --model resnet18 --data synthetic:3x8x8:4:32 ")
+
+
+def test_without_flags_the_defaults_hold(cli: Cli, jobs: Jobs) -> None:
+    assert cli("train", *BUDGET).code == 0
+    (job,) = jobs.jobs
+    settings = job.workload.to_dict() | job.config.to_dict()
+    assert settings == DEFAULTS | {"budget": "600MB"}
+    assert (job.run_dir, job.force, job.baseline) == (Path("runs/resnet-small-digits"), False, "auto")
+
+
+def test_flag_over_file_over_profile_over_default(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("epochs = 9\nlr = 0.5\nthreads = 2\n", encoding="utf-8")
+    result = cli("train", "--dry-run", "-p", "raspberry-pi-4-2gb", "-c", "mine.toml", "--epochs", "3", "-v")
+    (job,) = jobs.jobs
+    config = job.config
+    assert (config.epochs, config.lr, config.threads, config.batch_size) == (3, 0.5, 2, 32)
+    settings = result.out.partition("\n\n")[0]
+    origins = {words[0]: words[-1] for line in settings.splitlines() if (words := line.split())}
+    assert {name: origins[name] for name in ("epochs", "lr", "threads", "budget", "momentum")} == {
+        "epochs": "flag",
+        "lr": "mine.toml",
+        "threads": "mine.toml",
+        "budget": "profile",
+        "momentum": "default",
+    }
+
+
+def test_where_settings_came_from_never_spoils_the_json(cli: Cli, jobs: Jobs) -> None:
+    for command in ("plan", "train"):
+        result = cli(command, *BUDGET, "--json", "-v")
+        assert result.json["budget_bytes"] == 600_000_000
+        assert "600MB" in result.err
+        assert "flag" in result.err
+
+
+def test_a_profile_by_file(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
+    result = cli("train", "-p", "board.toml")
+    assert result.code == 2
+    assert "board.toml" in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("auto", "auto"),
+        ("4", 4),
+        ("layer1,layer2.0", ("layer1", "layer2.0")),
+        ("a, b", ("a", "b")),
+        ("layer1", ("layer1",)),
+    ],
+)
+def test_modules(text: str, value: object) -> None:
+    assert parse_modules(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "a,,b", ""])
+def test_modules_that_make_no_sense(cli: Cli, jobs: Jobs, text: str) -> None:
+    result = cli("train", *BUDGET, f"--modules={text}")
+    assert result.code == 2
+    assert "modules = " in result.err
+    assert jobs.calls == []
+
+
+def test_tau_off(cli: Cli, jobs: Jobs) -> None:
+    cli("train", *BUDGET, "--tau", "off")
+    assert jobs.jobs[0].config.tau_value is None
+
+
+def test_no_budget_names_this_machine(cli: Cli, jobs: Jobs) -> None:
+    result = cli("train")
+    assert result.code == 2
+    assert "no memory budget" in result.err
+    assert " of RAM" in result.err
+    suggested = result.err.split("--budget ")[1].split(",")[0]
+    assert cli("train", "--budget", suggested).code == 0
+
+
+def test_every_fault_at_once(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('epochs = 0\nhead = "con"\nlearning_rate = 1\n', encoding="utf-8")
+    result = cli("train", "-c", "bad.toml", "--schedule", "sequental", "--tau", "x")
+    assert result.code == 2
+    for part in ("5 faults", "epochs = 0", "'conv'", "learning_rate", "'sequential'", "tau = 'x'"):
+        assert part in result.err
+    assert jobs.calls == []
+
+
+def test_a_config_file_that_is_not_there(cli: Cli, jobs: Jobs) -> None:
+    result = cli("train", "-c", "absent.toml")
+    assert result.code == 2
+    assert "absent.toml" in result.err
+
+
+@pytest.mark.parametrize(
+    ("workload", "name"),
+    [
+        (Workload(), "resnet-small-digits"),
+        (Workload(model="resnet18", data="synthetic:3x8x8:4:32"), "resnet18-synthetic-3x8x8-4-32"),
+        (Workload(data="folder:/some/where/cats & dogs"), "resnet-small-folder-cats-dogs"),
+        (Workload(model="my.pkg:net", data="../x"), "my.pkg-net-..-x"),
+    ],
+)
+def test_a_run_directory_is_named_after_the_work(workload: Workload, name: str) -> None:
+    path = run_directory({"run_dir": None}, workload)
+    assert path == Path("runs") / name
+
+
+def test_a_taken_run_directory_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        path = run_directory({}, dataclasses.replace(Workload()))
+        path.mkdir(parents=True)
+        names.append(path.name)
+    assert names == ["resnet-small-digits", "resnet-small-digits-2", "resnet-small-digits-3"]
+    assert run_directory({"run_dir": "runs/resnet-small-digits"}, Workload()).name == "resnet-small-digits"

@@ -1,0 +1,186 @@
+"""Datasets that callers bring."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from ondevice_trgl.data.registry import DataBundle, load_data
+from ondevice_trgl.data.user import UserSet, image_set
+from ondevice_trgl.errors import DataError
+
+MODULE = """
+import torch
+held = []
+def make():
+    return held[0]
+def fails():
+    raise KeyError("lost")
+nothing = 3
+"""
+
+
+class Pairs:
+    def __init__(self, *samples: Any) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+class Noisy(Pairs):
+    def __getitem__(self, index: int) -> Any:
+        value, label = self.samples[index]
+        return value + torch.rand(value.shape), label
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """load(returned, **asked): load_data of a callable that returns it, found in the working directory."""
+    (tmp_path / "brought.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "brought", raising=False)
+
+    def call(returned: Any, **asked: Any) -> DataBundle:
+        with pytest.raises(DataError):
+            load_data("brought:nothing")
+        __import__("sys").modules["brought"].held[:] = [returned]
+        return load_data("brought:make", **asked)
+
+    return call
+
+
+def images(count: int, shape: tuple[int, ...] = (1, 4, 4), classes: int = 3) -> Pairs:
+    return Pairs(*[(torch.full(shape, float(i)), i % classes) for i in range(count)])
+
+
+def test_one_dataset_is_split_and_delivered_as_it_is(load: Any) -> None:
+    data = load(images(30))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [24, 3, 3]
+    assert (data.num_classes, data.input_shape) == (3, (1, 4, 4))
+    out = torch.zeros(9, 1, 4, 4)
+    labels = data.train.read([5, 0, 7], out)
+    assert [value % 3 for value in out[:3, 0, 0, 0].tolist()] == labels.tolist()
+    assert torch.equal(labels, data.train.labels[[5, 0, 7]])
+    everything = sorted(float(x[0, 0, 0]) for part in (data.train, data.val, data.test) for x, _ in part)
+    assert everything == [float(i) for i in range(30)]
+
+
+def test_pairs_and_triples_keep_their_parts(load: Any) -> None:
+    data = load((images(20), images(7)))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [18, 7, 2]
+    data = load((images(20), images(7), images(5)), train_limit=6)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [6, 7, 5]
+
+
+def test_resizing_and_repeating_work_on_images_only(load: Any) -> None:
+    data = load(images(20), image_size=6, channels=3)
+    assert data.input_shape == (3, 6, 6)
+    image, _ = data.train[0]
+    assert image.shape == (3, 6, 6)
+    with pytest.raises(DataError, match="need images, C x H x W"):
+        load(images(20, (5,)), image_size=6)
+    assert load(images(20, (5,))).input_shape == (5,)
+
+
+def test_bytes_become_fractions(load: Any) -> None:
+    data = load(Pairs(*[(torch.full((1, 2, 2), 255, dtype=torch.uint8), i % 2) for i in range(10)]))
+    assert data.train[0][0].max() == 1
+
+
+def test_classes_come_from_the_dataset_also_through_a_subset(load: Any) -> None:
+    named = TensorDataset(torch.zeros(20, 1, 2, 2), torch.arange(20) % 2)
+    named.classes = ["no", "yes", "unsure"]  # type: ignore[attr-defined]
+    assert load(Subset(named, range(15))).class_names == ("no", "yes", "unsure")
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((torch.zeros(1, 4, 5), 0), r"sample 2 of brought:make \(train\) has shape 1x4x5; expected 1x4x4"),
+        ((torch.zeros(1, 4, 4), -1), r"first is -1 \(sample 2\); expected 0\.\.1"),
+        ((torch.zeros(1, 4, 4), 0.5), "label of sample 2 .* is 0.5; expected a whole number"),
+        (torch.zeros(1, 4, 4), "sample 2 .* is a Tensor; expected a pair"),
+        (([0.0], 1), "input of sample 2 .* is a list of 1; expected a torch.Tensor"),
+    ],
+)
+def test_a_bad_sample_is_named(load: Any, sample: Any, message: str) -> None:
+    good = [(torch.zeros(1, 4, 4), i % 2) for i in range(9)]
+    with pytest.raises(DataError, match=message):
+        load(Pairs(*good[:2], sample, *good[2:]))
+
+
+def test_a_validation_label_that_train_does_not_have_is_refused(load: Any) -> None:
+    with pytest.raises(DataError, match=r"\(val\): 1 labels are out of range, the first is 4"):
+        load((images(20), Pairs((torch.zeros(1, 4, 4), 4))))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (Pairs(), "is empty"),
+        (images(20, classes=1), "one class only"),
+        (iter([1]), "expected a map-style dataset"),
+        ((images(3),) * 4, "returned 4 datasets"),
+        ((), "returned 0 datasets"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(load: Any, returned: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(returned)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module_here:make", "importing no_such_module_here failed: ModuleNotFoundError"),
+        ("brought:absent", "has no callable 'absent'"),
+        ("brought:nothing", "has no callable 'nothing'"),
+        ("brought:fails", "failed: KeyError: 'lost'"),
+    ],
+)
+def test_a_callable_that_cannot_be_called_is_said(load: Any, name: str, message: str) -> None:
+    before = list(__import__("sys").path)
+    with pytest.raises(DataError, match=message):
+        load_data(name)
+    assert __import__("sys").path == before
+
+
+def test_the_digest_follows_pixels_but_not_augmentation(load: Any) -> None:
+    def changed(value: float) -> Pairs:
+        return Pairs(*[(torch.full((1, 4, 4), value), i % 2) for i in range(20)])
+
+    assert load(changed(1)).digest == load(changed(1)).digest != load(changed(2)).digest
+    noisy = Noisy(*changed(1).samples)
+    assert load(noisy).digest == load(noisy).digest
+
+
+def test_a_dataset_that_is_handed_over(load: Any) -> None:
+    wrapped = image_set(images(6))
+    assert isinstance(wrapped, UserSet)
+    assert image_set(wrapped) is wrapped
+    out = torch.empty(6, 1, 4, 4)
+    assert wrapped.read(range(6), out).tolist() == [0, 1, 2, 0, 1, 2]
+    assert out[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match=r"expected 0\.\.1"):
+        image_set(images(6), num_classes=2)
+
+
+def test_a_label_that_changes_while_reading_is_checked() -> None:
+    class Turning(Pairs):
+        turned = False
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.zeros(1, 2, 2), 9 if self.turned else index % 2
+
+    dataset = Turning(*range(4))
+    wrapped = image_set(dataset)
+    dataset.turned = True
+    with pytest.raises(DataError, match=r"sample 3 is 9; expected 0\.\.1"):
+        wrapped[3]

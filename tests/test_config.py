@@ -1,0 +1,179 @@
+"""Workload and TrainConfig: defaults, checks, files, and which source wins."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondevice_trgl.config import TrainConfig, Workload, read_toml, resolve
+from ondevice_trgl.errors import ConfigError
+
+
+def test_defaults_are_valid_and_json_ready() -> None:
+    record = json.loads(json.dumps({**TrainConfig().to_dict(), **Workload().to_dict()}))
+    assert record["model"] == "resnet-small"
+    assert record["budget"] is None
+    assert TrainConfig().budget_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("budget", "many"),
+        ("budget", "-1GB"),
+        ("modules", 0),
+        ("modules", ()),
+        ("modules", ("a", "")),
+        ("modules", "some"),
+        ("schedule", "random"),
+        ("laps", 0),
+        ("epochs", True),
+        ("epochs", 1.5),
+        ("tau", 0.0),
+        ("tau", -1),
+        ("tau", math.nan),
+        ("tau", "on"),
+        ("transport", "car"),
+        ("transport_norm", "max"),
+        ("head", "none"),
+        ("optimizer", "lion"),
+        ("lr", 0.0),
+        ("lr", math.inf),
+        ("momentum", 1.01),
+        ("weight_decay", -0.1),
+        ("label_smoothing", 2),
+        ("batch_size", 0),
+        ("micro_batch", 0),
+        ("micro_batch", "all"),
+        ("cache", "tape"),
+        ("cache_dir", 3),
+        ("cache_limit", "0"),
+        ("cache_dtype", "fp8"),
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("threads", 0),
+        ("seed", -1),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: value})
+    assert len(caught.value.faults) == 1
+    assert caught.value.faults[0].startswith(f"{name} = ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("image_size", 0), ("train_limit", 0), ("model", ""), ("data", 5), ("data_root", 1)],
+)
+def test_a_bad_workload_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Workload(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("budget", "600MB"),
+        ("budget", 600_000_000),
+        ("modules", 4),
+        ("modules", ("stem", "layer1")),
+        ("tau", "off"),
+        ("tau", 0.1),
+        ("lr", 0.01),
+        ("micro_batch", 8),
+        ("device", "cuda:1"),
+        ("cache_dir", Path("somewhere")),
+        ("threads", 2),
+    ],
+)
+def test_good_values_survive_the_way_through_json(name: str, value: Any) -> None:
+    config = TrainConfig(**{name: value})
+    assert TrainConfig(**json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(schedule="sequental", epochs=0, optimizer="sdg")
+    assert len(caught.value.faults) == 3
+    assert "did you mean 'sequential'?" in str(caught.value)
+
+
+def test_laps_need_the_multi_lap_schedule() -> None:
+    with pytest.raises(ConfigError, match="laps = 2"):
+        TrainConfig(laps=2)
+    assert TrainConfig(laps=2, schedule="multi-lap").laps == 2
+
+
+def test_micro_batch_must_divide_the_batch() -> None:
+    with pytest.raises(ConfigError, match="micro_batch = 5: must divide batch_size = 32"):
+        TrainConfig(micro_batch=5)
+
+
+def test_derived_values() -> None:
+    assert TrainConfig(budget="2GiB").budget_bytes == 2 << 30
+    assert TrainConfig(tau="off").tau_value is None
+    assert TrainConfig(tau=1).tau_value == 1.0
+    assert TrainConfig().learning_rate == 0.05
+    assert TrainConfig(optimizer="adamw").learning_rate == 0.001
+    assert TrainConfig(lr=0.3).learning_rate == 0.3
+
+
+@given(batch=st.integers(1, 512), micro=st.integers(1, 512))
+def test_accepted_micro_batches_divide_the_batch(batch: int, micro: int) -> None:
+    if batch % micro == 0:
+        assert TrainConfig(batch_size=batch, micro_batch=micro).batch_size % micro == 0
+    else:
+        with pytest.raises(ConfigError):
+            TrainConfig(batch_size=batch, micro_batch=micro)
+
+
+def test_flag_beats_file_beats_profile_beats_default() -> None:
+    resolved = resolve(
+        {"epochs": 1, "budget": None, "lr": None},
+        file={"epochs": 2, "batch-size": 8},
+        file_name="run.toml",
+        profile={"epochs": 3, "batch_size": 16, "budget": "1GB"},
+    )
+    assert (resolved.config.epochs, resolved.config.batch_size, resolved.config.budget) == (1, 8, "1GB")
+    origins = [resolved.origins[name] for name in ("epochs", "batch_size", "budget", "lr")]
+    assert origins == ["flag", "run.toml", "profile", "default"]
+
+
+def test_resolve_tells_workload_and_config_apart() -> None:
+    resolved = resolve({"model": "resnet18", "image-size": 64, "seed": 3})
+    assert resolved.workload == Workload(model="resnet18", image_size=64)
+    assert resolved.config == TrainConfig(seed=3)
+
+
+def test_resolve_lists_unknown_and_bad_settings_of_all_sources_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"epochs": 0}, file={"optimiser": "sgd", "lr": "fast"}, file_name="run.toml")
+    text = str(caught.value)
+    assert len(caught.value.faults) == 3
+    assert "optimiser: no such setting; did you mean 'optimizer'?" in text
+    assert "lr = 'fast'" in text
+    assert "(from run.toml)" in text
+    assert "epochs = 0" in text
+    assert "(from flag)" in text
+
+
+def test_lists_of_names_from_a_file_become_modules(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('modules = ["stem", "layer2"]\nbudget = "600MB"\n', encoding="utf-8")
+    config = resolve({}, file=read_toml(path)).config
+    assert config.modules == ("stem", "layer2")
+    assert config.budget_bytes == 600_000_000
+
+
+def test_absent_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = = 2", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"not valid TOML.*line 1"):
+        read_toml(broken)
