@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.partition import partition
@@ -28,15 +29,19 @@ from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 
 NAMES = ("e2e", "e2e_checkpoint")
+_NO_MEMORY = 3
+"""Exit status of a child that was refused memory."""
+_REFUSALS = ("allocate memory", "not enough memory", "out of memory", "could not create a primitive")
 _LEAST_STEPS, _MOST_STEPS, _MOST_SECONDS = 3, 24, 12.0
 
 
 def measure_baseline(
-    name: str, workload: Workload, config: TrainConfig, *, batch_size: int, scratch_dir: Path
+    name: str, workload: Workload, config: TrainConfig, *, batch_size: int, scratch_dir: Path, allocator: str = "system"
 ) -> BaselineReport:
     """Measure baseline `name` (e2e or e2e_checkpoint) in a child process.
 
-    A child that dies or is refused memory is reported as did_not_fit: no figure is ever made up for it.
+    A child that is killed or refused memory is reported as did_not_fit, one that fails otherwise as skipped with the
+    reason: no figure is ever made up for either.
     """
     request = {
         "name": name,
@@ -44,6 +49,7 @@ def measure_baseline(
         "config": config.to_dict(),
         "batch_size": batch_size,
         "scratch_dir": str(scratch_dir),
+        "allocator": allocator,
     }
     child = subprocess.run(
         [sys.executable, "-m", "ondevice_trgl.baseline"],
@@ -54,15 +60,15 @@ def measure_baseline(
     )
     if child.returncode == 0:
         return BaselineReport(**json.loads(child.stdout.splitlines()[-1]))
-    reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else ""
+    status, reason = "skipped", child.stderr.strip().splitlines()[-1] if child.stderr.strip() else ""
     if child.returncode == -signal.SIGKILL:
-        reason = "killed by the system, most likely for want of memory"
+        status, reason = "did_not_fit", "killed by the system, most likely for want of memory"
     elif child.returncode == -signal.SIGINT:
-        return BaselineReport(
-            status="skipped", batch_size=batch_size, micro_batch_size=batch_size, reason="interrupted"
-        )
+        reason = "interrupted"
+    elif child.returncode == _NO_MEMORY:
+        status = "did_not_fit"
     return BaselineReport(
-        status="did_not_fit",
+        status=status,
         batch_size=batch_size,
         micro_batch_size=batch_size,
         reason=reason or f"the process ended with status {child.returncode}",
@@ -132,14 +138,24 @@ def _validate(model: nn.Module, labels: Tensor, source: Any, buffer: Tensor, dev
     model(buffer.to(device))
 
 
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, is a refusal of memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _REFUSALS):
+            return True
+        error = error.__cause__
+    return False
+
+
 def main() -> int:
-    """Answer the request on stdin. 1 with the reason on stderr where the work cannot be done."""
+    """Answer the request on stdin. 1 with the reason on stderr where the work cannot be done, 3 for want of memory."""
     request = json.load(sys.stdin)
+    tune(request["allocator"])
     try:
         report = _measure(request)
     except (TrglError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n".replace("\n", " ").strip() + "\n")
-        return 1
+        return _NO_MEMORY if _lacks_memory(error) else 1
     sys.stdout.write(json.dumps(vars(report)) + "\n")
     return 0
 

@@ -23,7 +23,7 @@ HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
 OPTIMIZERS = ("sgd", "adamw")
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("fp32", "bf16", "fp16")
-ALLOCATORS = ("auto", "glibc", "system")
+ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "skip")
 
 Check = Callable[[Any], str | None]

@@ -13,7 +13,7 @@ from ondevice_trgl.baseline import NAMES, measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.meter import meter_for
-from ondevice_trgl.errors import RunDirError
+from ondevice_trgl.errors import DataError, RunDirError
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.model.trace import trace
@@ -25,6 +25,7 @@ from ondevice_trgl.runtime.callbacks import Callback
 from ondevice_trgl.runtime.run_dir import RunDir
 from ondevice_trgl.runtime.trainer import Trainer
 from ondevice_trgl.runtime.workload import load_workload, scratch_beside
+from ondevice_trgl.units import format_size
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Job:
     baseline: str = "auto"
     """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
     command: str = ""
+    allocator: str = "system"
+    """The settings of the C allocator that the caller has made, for the baselines to have the same."""
 
 
 def plan_job(job: Job) -> Report:
@@ -63,7 +66,9 @@ def resume_job(run_dir: Path, callbacks: Sequence[Callback] = ()) -> Report:
     """Go on where the run in `run_dir` stands. A finished run is reported as it is. Raises TrglError."""
     run = RunDir.open(run_dir)
     if (run_dir / "report.json").is_file() and (report := read_report(run_dir)).status == "completed":
-        return report
+        # without baselines: it was interrupted while those were measured
+        of_a_job = "model" in report.workload
+        return _complete(_recorded(run), report) if of_a_job and not report.baselines else report
     job = _recorded(run)
     with meter_for(torch.device("cpu")) as meter:
         data, model = load_workload(job.workload, job.config.seed, scratch_beside(run_dir))
@@ -92,6 +97,13 @@ def evaluate_run(
         data_root=job.workload.data_root if data_root is None else data_root,
     )
     bundle, model = load_workload(workload, job.config.seed, scratch_beside(run_dir))
+    for what, found in (("input_shape", list(bundle.input_shape)), ("num_classes", bundle.num_classes)):
+        if found != report.workload[what]:
+            raise DataError(
+                f"{workload.data} has {what.replace('_', ' ')} {found}, "
+                f"the run was trained with {report.workload[what]}",
+                hint="evaluate on data of the same shape and classes",
+            )
     plan = Plan.from_dict(run.read("plan.json"))
     chain = trace(model, torch.zeros(2, *bundle.input_shape))
     partition = group(chain, plan.bounds)
@@ -128,13 +140,19 @@ def _baselines(job: Job, report: Report) -> dict[str, BaselineReport]:
     if job.baseline == "skip":
         reason = "not asked for"
     elif job.baseline == "auto" and predicted > (free := _free_memory()):
-        reason = f"predicted to need {predicted} bytes, {free} are free; --baseline measure tries all the same"
+        reason = (
+            f"predicted to need {format_size(predicted)}, {format_size(free)} are free; "
+            "--baseline measure tries all the same"
+        )
     if reason:
         skipped = BaselineReport(status="skipped", batch_size=batch, micro_batch_size=batch, reason=reason)
         return dict.fromkeys(NAMES, skipped)
     scratch = scratch_beside(job.run_dir)
     return {
-        name: measure_baseline(name, job.workload, job.config, batch_size=batch, scratch_dir=scratch) for name in NAMES
+        name: measure_baseline(
+            name, job.workload, job.config, batch_size=batch, scratch_dir=scratch, allocator=job.allocator
+        )
+        for name in NAMES
     }
 
 
@@ -162,6 +180,7 @@ def _description(job: Job, data: DataBundle) -> dict[str, Any]:
         "seed": job.config.seed,
         "baseline": job.baseline,
         "command": job.command,
+        "allocator": job.allocator,
     }
 
 
@@ -181,6 +200,7 @@ def _recorded(run: RunDir) -> Job:
         run.path,
         baseline=workload["baseline"],
         command=workload["command"],
+        allocator=workload["allocator"],
     )
 
 

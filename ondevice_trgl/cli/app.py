@@ -54,7 +54,9 @@ def _options(
 def run(argv: Sequence[str] | None) -> int:
     """Parse `argv`, run its command, give the exit code. Every error ends here as a line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
-    shell = Shell(command=shlex.join([PROGRAM, *args]), verbose=bool(os.environ.get("TRGL_DEBUG")))
+    shell = Shell(
+        command=shlex.join([PROGRAM, *args]), verbose=bool(os.environ.get("TRGL_DEBUG")), own_process=argv is None
+    )
     try:
         code = _dispatch(args, shell)
         sys.stdout.flush()

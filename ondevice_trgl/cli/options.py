@@ -98,6 +98,15 @@ _P = "Run and output"
 _declare(_P, "config", str, "-c --config FILE", "TOML file of settings; flags win over it.")
 _declare(_P, "device", str, "--device auto|cpu|cuda[:N]", "Where to compute.")
 _declare(_P, "threads", int, "--threads N", "Compute threads. (default: torch's choice)")
+_declare(
+    _P,
+    "allocator",
+    str,
+    "--allocator",
+    "Memory allocator: tcmalloc where it is installed, else glibc tuned to be small.",
+    choices=config.ALLOCATORS,
+    default="auto",
+)
 _declare(_P, "run_dir", str, "-o --run-dir PATH", "Where the run goes. (default: a new folder in runs/)")
 _declare(_P, "force", bool, "--force", "Write over what is there.", default=False)
 _declare(
@@ -133,6 +142,7 @@ _add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", s
 OUTPUT = ("json", "verbose", "no_color")
 TRAINING = (
     *(name for name in _DECLARED if name in DEFAULTS or name in ("profile", "config", "run_dir", "force", "baseline")),
+    "allocator",
     *("progress", "quiet", *OUTPUT),
 )  # fmt: skip
 Command = Callable[[Shell, dict[str, Any]], int]

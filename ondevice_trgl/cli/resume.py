@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.cli.allocator import choose_allocator
 from ondevice_trgl.cli.display import make_progress
 from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.present import exit_code, show
@@ -12,6 +13,7 @@ from ondevice_trgl.cli.signals import PauseOnSignal
 
 def run_resume(shell: Shell, given: dict[str, Any]) -> int:
     """Go on where RUN stopped: after a pause, a signal, a crash or a power cut."""
+    choose_allocator(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     with PauseOnSignal() as signals, make_progress(given["progress"], shell) as progress:
@@ -20,4 +22,4 @@ def run_resume(shell: Shell, given: dict[str, Any]) -> int:
     return exit_code(report, signum=signals.signum)
 
 
-command = takes("run", "progress", "quiet", *OUTPUT, example="resume runs/resnet18-cifar10")(run_resume)
+command = takes("run", "allocator", "progress", "quiet", *OUTPUT, example="resume runs/resnet18-cifar10")(run_resume)

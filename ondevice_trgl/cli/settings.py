@@ -98,6 +98,7 @@ def make_job(given: Mapping[str, Any], resolved: Resolved, *, command: str) -> "
         force=given["force"],
         baseline=given["baseline"],
         command=command,
+        allocator=given["allocator"],
     )
 
 

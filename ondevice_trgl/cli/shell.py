@@ -25,6 +25,8 @@ class Shell:
     quiet: bool = False
     verbose: bool = False
     no_color: bool = False
+    own_process: bool = False
+    """The process is the command's own: it may be started again with another allocator."""
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ondevice_trgl.cli.allocator import choose_allocator
 from ondevice_trgl.cli.display import make_progress
 from ondevice_trgl.cli.options import TRAINING, takes
 from ondevice_trgl.cli.plan import run_plan
@@ -19,6 +20,7 @@ def run_train(shell: Shell, given: dict[str, Any]) -> int:
     resolved = resolve_settings(given)
     if shell.verbose:
         shell.note("\n".join(plain(origin_lines(resolved, shell.width))))
+    choose_allocator(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     job = make_job(given, resolved, command=shell.command)

@@ -63,6 +63,16 @@ class ModuleStore:
             if target is not None:
                 fill(target, self._read(index, prefix, device), self.path(index))
 
+    def load_model(self, model: nn.Module) -> None:
+        """Fill the whole network from the files of all modules. Raises DamagedFileError."""
+        aliases, found = aliases_of(model), {}
+        places = {name: file for file in sorted(self.folder.glob("*.safetensors")) for name in read_header(file)[0]}
+        for name in state_of(model):
+            kept = next((key for alias in aliases[name] if (key := f"module.{alias}") in places), None)
+            if kept is not None:
+                found[name] = read_tensors(places[kept], kept.__eq__)[kept]
+        fill(model, found, self.folder)
+
     def load_extra(self, index: int, what: str, device: torch.device) -> dict[str, Tensor]:
         """The tensors that were saved as `what`: "optim" or "run"."""
         return self._read(index, f"{what}.", device)

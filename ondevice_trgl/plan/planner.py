@@ -127,7 +127,9 @@ class _Planner:
     def candidates(self, batch: int) -> Iterator[_Candidate]:
         """In the order of preference: full batch before micro-batches, few modules before many."""
         fixed = self.config.micro_batch
-        micros = [min(fixed, batch)] if isinstance(fixed, int) else _divisors(batch)
+        micros = _divisors(batch)
+        if isinstance(fixed, int):  # the batch itself may be smaller than was asked for, with few samples
+            micros = [micro for micro in micros if micro <= fixed][:1]
         for micro in micros:
             for bounds in self._groupings(micro, accumulate=micro < batch):
                 yield self._candidate(bounds, micro, accumulate=micro < batch)
@@ -172,6 +174,8 @@ class _Planner:
                 "not fit; BatchNorm then sees micro-batches, so results differ a little from the full batch"
                 if config.micro_batch == "auto"
                 else f"micro-batch {chosen.micro}, as asked"
+                if config.micro_batch == chosen.micro
+                else f"micro-batch {chosen.micro}: of at most {config.micro_batch}, the largest that divides {batch}"
             )
         boundaries = [row_bytes(self.chain.segments[b - 1].out_shape, config.cache_dtype) for b in chosen.bounds[1:-1]]
         pairs = [a + b for a, b in zip([0, *boundaries], [*boundaries, 0], strict=True)]

@@ -93,3 +93,9 @@ def check_finite(z: Tensor, indices: Sequence[int], where: str) -> None:
         if not bool(torch.isfinite(row).all()):
             kind = "NaN" if bool(torch.isnan(row).any()) else "infinity"
             raise NonFiniteError(f"{kind} in {where}, sample {index}", hint="clean the data, then resume the run")
+
+
+def place(index: int, split: str) -> str:
+    """The data of `split` at boundary `index`, in words."""
+    data = {"train": "training", "val": "validation"}.get(split, split)
+    return f"the {data} data" if index == 0 else f"boundary {index} ({data} data)"

@@ -59,14 +59,18 @@ def make_report(
     measured: Sequence[Measured],
     accuracy: AccuracyReport | None = None,
     meter: PeakMeter,
+    peak_outside: int = 0,
     status: str,
     message: str = "",
     total_seconds: float = 0.0,
     environment: Mapping[str, Any],
     workload: Mapping[str, Any],
 ) -> Report:
-    """The report of a run or, with status "planned" and empty measurements, of a plan."""
-    peaks = [m.measured_peak_bytes for m in measured if m.measured_peak_bytes]
+    """The report of a run or, with status "planned" and empty measurements, of a plan.
+
+    `peak_outside` is the highest that was measured outside of the modules' own times; 0 where nothing was.
+    """
+    peaks = [peak for peak in (peak_outside, *(m.measured_peak_bytes for m in measured)) if peak]
     cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
     whole = all(m.epochs_done for m in measured)
     return Report(
@@ -124,7 +128,7 @@ def accuracies(store: ModuleStore, measured: Sequence[Measured], val_labels: Ten
     total = torch.zeros(())
     for index in range(len(measured)):
         total = total + store.load_extra(index, "run", CPU)["probabilities"]
-    ensemble = float((total.argmax(1) == val_labels).float().mean())
+    ensemble = int((total.argmax(1) == val_labels).sum()) / len(val_labels)
     return AccuracyReport(
         best_head=best,
         best_head_val=scores[best],

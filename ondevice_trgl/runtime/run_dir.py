@@ -9,6 +9,7 @@ cache/           boundary activations, while the run needs them
 model.safetensors, report.json, report.html     at the end
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,10 @@ from typing import Any
 from ondevice_trgl.errors import DamagedFileError, RunDirError, StorageError
 
 FORMAT = 1
-_OURS = ("config.json", "plan.json", "events.jsonl", "modules", "cache", "report.json")
+_OURS = (
+    *("config.json", "plan.json", "partition.json", "events.jsonl", "modules", "cache"),
+    *("model.safetensors", "report.json", "report.html"),
+)
 
 
 class RunDir:
@@ -52,7 +56,7 @@ class RunDir:
                         f"run directory {path} exists and is not empty",
                         hint=f"--force replaces it, `trgl-device resume {path}` goes on with it, or choose another",
                     )
-                if not any((path / name).exists() for name in _OURS):
+                if not _is_run(path):
                     raise RunDirError(
                         f"{path} is not a run directory, and --force replaces only those",
                         hint="empty it yourself, or choose another --run-dir",
@@ -65,15 +69,17 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, *, force: bool = False) -> "RunDir":
-        """A new, empty run directory. With `force`, the run that was there is removed; anything else never is."""
+        """A new run directory. With `force`, the files of the run that was there are removed; no others ever are."""
         cls.check(path, force=force)
         try:
             if path.exists():
-                for name in path.iterdir():
-                    if name.is_dir():
-                        shutil.rmtree(name)
+                for entry in path.iterdir():
+                    if not _is_ours(entry.name):
+                        continue
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
                     else:
-                        name.unlink()
+                        entry.unlink()
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
             run.modules.mkdir()
@@ -140,6 +146,28 @@ class RunDir:
         except OSError as error:
             raise StorageError(f"cannot write {self.path / 'events.jsonl'}: {error.strerror}") from error
 
-    def clear_cache(self) -> None:
-        """Remove boundary activations inside the run directory."""
-        shutil.rmtree(self.cache, ignore_errors=True)
+    def cache_folder(self, cache_dir: str | Path | None) -> Path:
+        """Where boundary activations go: inside `cache_dir` a folder of this run alone, as others may use it too."""
+        if cache_dir is None:
+            return self.cache
+        name = hashlib.blake2b(os.fsencode(self.path.resolve()), digest_size=6).hexdigest()
+        return Path(cache_dir) / f"trgl-{name}"
+
+    def clear_cache(self, cache_dir: str | Path | None = None) -> None:
+        """Remove this run's boundary activations."""
+        shutil.rmtree(self.cache_folder(cache_dir), ignore_errors=True)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or (name.startswith(".") and name.removeprefix(".").removesuffix(".tmp") in _OURS)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `path` holds a run, or nothing but the beginnings of one."""
+    try:
+        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return isinstance(record, dict) and "format" in record and "config" in record
+    except FileNotFoundError:
+        return (path / "plan.json").is_file() and all(_is_ours(entry.name) for entry in path.iterdir())
+    except (OSError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 """The run itself: for each lap, for each module: load, train on the boundary before it, write its own, evict."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.plan.planner import Plan
-from ondevice_trgl.runtime.batches import all_rows, buffer_for, check_finite, mix, shuffled, train_batches
+from ondevice_trgl.runtime.batches import all_rows, buffer_for, check_finite, mix, place, shuffled, train_batches
 from ondevice_trgl.runtime.boundaries import Boundaries
 from ondevice_trgl.runtime.progress import Progress
 from ondevice_trgl.runtime.run_dir import RunDir
@@ -62,7 +63,19 @@ class Scheduler:
     meter: PeakMeter
     device: torch.device
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    peak_outside: int = 0
+    """Highest measured outside of every module's own time: set-up, and caching again after a resume."""
     _saved_at: float = field(default_factory=time.perf_counter)
+    _saves: int = 0
+
+    def restore_callbacks(self) -> None:
+        """Give each callback the state that it had at the last checkpoint, where there is one."""
+        positions = [self.store.position(k) for k in range(len(self.heads))]
+        latest = max(positions, key=lambda position: int(position.get("saves", 0)))
+        self._saves = latest.get("saves", 0)
+        for callback, (name, state) in zip(self.progress.callbacks, latest.get("callbacks", []), strict=False):
+            if name == type(callback).__qualname__ and state:
+                callback.load_state_dict(state)
 
     def fit(self) -> None:
         """Train from wherever the store says that the run stands. Raises Paused after a requested pause."""
@@ -95,6 +108,7 @@ class Scheduler:
         progress = self.progress
         progress.module, progress.module_name = index, self.partition.modules[index].label
         progress.enter("load", 0)
+        self.peak_outside = max(self.peak_outside, self.meter.peak_bytes())
         self.meter.reset()
         position = self.store.position(index)
         measured = Measured(**position["measured"])
@@ -210,8 +224,12 @@ class Scheduler:
         progress = self.progress
         epoch, step = (progress.epoch, progress.step) if progress.step < progress.steps else (progress.epoch + 1, 0)
         measured.train_loss, measured.transport_cost = progress.tally.mean_task_loss(), progress.tally.mean_transport()
+        measured.measured_peak_bytes = max(measured.measured_peak_bytes, self.meter.peak_bytes())
+        so_far = dataclasses.replace(
+            measured, cache_read_bytes=measured.cache_read_bytes + self.boundaries.traffic()[0]
+        )
         position = {
-            "laps_done": lap, "epoch": epoch, "step": step, "measured": vars(measured), "tally": vars(progress.tally),
+            "laps_done": lap, "epoch": epoch, "step": step, "measured": vars(so_far), "tally": vars(progress.tally),
         }  # fmt: skip
         self._save(index, position, optimizer.state, {"rng": torch.get_rng_state()} if step else {})
         if pausing:
@@ -224,11 +242,10 @@ class Scheduler:
         progress, batch = self.progress, self.plan.batch_size
         indices = order[progress.step * batch : (progress.step + 1) * batch]
         source, micro = self.boundaries.source("train"), self._buffer(index)
-        what = "the training data" if index == 0 else f"boundary {index}"
         for start in range(0, len(indices), len(micro)):
             part = indices[start : start + len(micro)]
             source.read(part, micro)
-            check_finite(micro, part, what)
+            check_finite(micro, part, place(index, "train"))
         return NonFiniteError(
             f"{error.message} in lap {lap}, module {index} ({progress.module_name}), epoch {progress.epoch}, "
             f"step {progress.step}",
@@ -254,6 +271,8 @@ class Scheduler:
             for z, labels, start, count in all_rows(source, buffer):
                 out, logits = objective.evaluate(z.to(self.device), labels, count)
                 logits = logits.cpu()
+                if not bool(torch.isfinite(logits).all()):
+                    raise self._not_finite(index, split, z[:count], start)
                 correct += int((logits.argmax(1) == labels).sum())
                 if split == "val":
                     probabilities["probabilities"][start : start + count] = logits.softmax(1)
@@ -265,6 +284,15 @@ class Scheduler:
             accuracy[split] = correct / rows
         return accuracy, probabilities
 
+    def _not_finite(self, index: int, split: str, z: Tensor, start: int) -> NonFiniteError:
+        """The error for outputs of a sweep that are not finite; it is the input's fault, or else the module's."""
+        check_finite(z, range(start, start + len(z)), place(index, split))
+        return NonFiniteError(
+            f"module {index} ({self.partition.modules[index].label}) gives NaN or infinity on {split} samples from "
+            f"{start} on",
+            hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
+        )
+
     def _buffer(self, index: int) -> Tensor:
         chain = self.partition.chain
         dtype = chain.in_dtype if index == 0 else torch.float32
@@ -274,6 +302,9 @@ class Scheduler:
         self.store.load(index, self.partition.modules[index], self.heads[index], self.device)
 
     def _save(self, index: int, position: dict[str, Any], optim: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+        self._saves += 1
+        callbacks = [(type(callback).__qualname__, callback.state_dict()) for callback in self.progress.callbacks]
+        position = {**position, "saves": self._saves, "callbacks": callbacks}
         self.store.save(index, self.partition.modules[index], self.heads[index], position, optim=optim, run=extra)
         self._saved_at = time.perf_counter()
 

@@ -3,12 +3,12 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
@@ -27,6 +27,7 @@ from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.batches import Source, check_finite, check_labels, mix
 from ondevice_trgl.runtime.boundaries import Boundaries
 from ondevice_trgl.runtime.callbacks import Callback
+from ondevice_trgl.runtime.guards import device_named, global_state_kept, is_evicted, last_report, outline, size
 from ondevice_trgl.runtime.progress import Progress
 from ondevice_trgl.runtime.run_dir import FORMAT, RunDir
 from ondevice_trgl.runtime.scheduler import Measured, Paused, Scheduler
@@ -53,7 +54,7 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self.callbacks = tuple(callbacks)
         self.force = force
-        self.device = _device(self.config.device)
+        self.device = device_named(self.config.device)
         self._pause = threading.Event()
         self._partition: Partition | None = None
 
@@ -66,7 +67,7 @@ class Trainer:
 
         Runs every block at a batch of 2 and 4; leaves the model as it was.
         """
-        with _global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = self._data(train_set, val_set, test_set)
             return self._plan(self._trace(data), data, meter)
 
@@ -74,12 +75,12 @@ class Trainer:
         self, train_set: Any, val_set: Any = None, test_set: Any = None, *, workload: dict[str, Any] | None = None
     ) -> Report:
         """`plan` as a report with status "planned" and nothing measured."""
-        with _global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = self._data(train_set, val_set, test_set)
             chain = self._trace(data)
             plan = self._plan(chain, data, meter)
             partition = group(chain, plan.bounds)
-            sizes = [_size(m, self._head(chain, partition, k)) for k, m in enumerate(partition.modules)]
+            sizes = [size(m, self._head(chain, partition, k)) for k, m in enumerate(partition.modules)]
             return results.make_report(
                 run_dir=None,
                 config=self.config,
@@ -109,14 +110,23 @@ class Trainer:
         """
         self._pause.clear()
         started = time.perf_counter()
-        with _global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = self._data(train_set, val_set, test_set)
+            if resume and is_evicted(self.model):  # an earlier fit left the weights in the run directory
+                ModuleStore(RunDir.open(self.run_dir).modules).load_model(self.model)
             chain = self._trace(data)
             aliases = aliases_of(self.model)
-            run, plan = self._open(chain) if resume else self._create(chain, data, meter, workload or {})
+            run, plan = self._open(chain, data) if resume else self._create(chain, data, meter)
+            before = last_report(run) if resume else None
             partition, heads, store = self._modules(chain, plan, run, fresh=not resume)
+            if not resume:  # last, so that only a run that can be resumed has it
+                config = self.config.to_dict()
+                run.write(
+                    "config.json",
+                    {"format": FORMAT, "config": config, "workload": workload or {}, "data": outline(data)},
+                )
             progress = self._progress(plan, len(data["train"].labels), run)
-            folder = Path(self.config.cache_dir) if self.config.cache_dir else run.cache
+            folder = run.cache_folder(self.config.cache_dir)
             boundaries = Boundaries(data, plan.cache_tier, plan.cache_dtype, folder)
             scheduler = Scheduler(
                 partition, heads, plan, self.config, store, run, boundaries, progress, meter, self.device
@@ -133,9 +143,12 @@ class Trainer:
                     measured=measured,
                     accuracy=results.accuracies(store, measured, labels) if status == "completed" else None,
                     meter=meter,
+                    peak_outside=max(
+                        scheduler.peak_outside, meter.peak_bytes(), (before.measured_peak_bytes or 0) if before else 0
+                    ),
                     status=status,
                     message=message,
-                    total_seconds=time.perf_counter() - started,
+                    total_seconds=time.perf_counter() - started + (before.seconds.total if before else 0.0),
                     environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
                     workload=workload or {},
                 )
@@ -143,6 +156,7 @@ class Trainer:
                 return report
 
             try:
+                scheduler.restore_callbacks()
                 progress.call("on_fit_start")
                 scheduler.fit()
                 store.assemble(run.model, aliases)
@@ -158,7 +172,7 @@ class Trainer:
                 raise
             finally:
                 boundaries.close()
-                run.clear_cache()
+                run.clear_cache(self.config.cache_dir)
                 evict(*partition.modules, *heads)
                 release_memory()
             self._partition = partition
@@ -181,6 +195,11 @@ class Trainer:
         return {name: image_set(split, name=f"{name} set") for name, split in given.items() if split is not None}
 
     def _trace(self, data: dict[str, Source]) -> Chain:
+        if is_evicted(self.model):
+            raise UsageError(
+                "the model's weights are in the run directory, where an earlier fit left them",
+                hint="call export first, or fit with resume=True",
+            )
         train = data["train"]
         if not len(train.labels):
             raise DataError("the train set is empty", hint="give it samples of at least two classes")
@@ -201,7 +220,7 @@ class Trainer:
             raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
         costs = estimate(chain, self.config)
         release_memory()
-        weights = sum(t.numel() * t.element_size() for t in state_of(self.model).values())
+        weights = sum(t.numel() * t.elementsize() for t in state_of(self.model).values())
         floor = meter.current_bytes() - weights if meter.kind == "rss" else 0
         return make_plan(
             chain,
@@ -213,25 +232,26 @@ class Trainer:
             train_rows=len(data["train"].labels),
         )
 
-    def _create(
-        self, chain: Chain, data: dict[str, Source], meter: PeakMeter, workload: dict[str, Any]
-    ) -> tuple[RunDir, Plan]:
+    def _create(self, chain: Chain, data: dict[str, Source], meter: PeakMeter) -> tuple[RunDir, Plan]:
         RunDir.check(self.run_dir, force=self.force)
         plan = self._plan(chain, data, meter)
         run = RunDir.create(self.run_dir, force=self.force)
         run.write("plan.json", plan.to_dict())
-        run.write("config.json", {"format": FORMAT, "config": self.config.to_dict(), "workload": workload})
         return run, plan
 
-    def _open(self, chain: Chain) -> tuple[RunDir, Plan]:
+    def _open(self, chain: Chain, data: dict[str, Source]) -> tuple[RunDir, Plan]:
         run = RunDir.open(self.run_dir)
-        plan = Plan.from_dict(run.read("plan.json"))
-        before, now = run.read("config.json")["config"], self.config.to_dict()
+        plan, record = Plan.from_dict(run.read("plan.json")), run.read("config.json")
+        before, now = record["config"], self.config.to_dict()
         changed = [name for name in now if before.get(name) != now[name]]
-        if changed or plan.bounds[-1] != len(chain.segments):
-            what = ", ".join(changed) or "the model"
+        same_cuts = plan.bounds[-1] == len(chain.segments)
+        if not same_cuts or group(chain, plan.bounds).to_dict() != run.read("partition.json"):
+            changed.append("the model")
+        if record["data"] != outline(data):
+            changed.append("the data")
+        if changed:
             raise RunDirError(
-                f"{self.run_dir} was made with other settings: {what}",
+                f"{self.run_dir} was made with other settings: {', '.join(changed)}",
                 hint="resume with the same, or start a new run",
             )
         return run, plan
@@ -246,7 +266,7 @@ class Trainer:
         for index, module in enumerate(partition.modules):
             head = self._head(chain, partition, index)
             if fresh:
-                start = {"laps_done": 0, "epoch": 0, "step": 0, "measured": vars(Measured(params=_size(module, head)))}
+                start = {"laps_done": 0, "epoch": 0, "step": 0, "measured": vars(Measured(params=size(module, head)))}
                 store.save(index, module, head, start)
             heads.append(head)
         if fresh:
@@ -274,30 +294,3 @@ class Trainer:
             callbacks=self.callbacks,
             pause=self._pause,
         )
-
-
-def _size(*modules: nn.Module | None) -> int:
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r}: torch finds no CUDA device here", hint="use --device cpu")
-    return torch.device(name)
-
-
-@contextlib.contextmanager
-def _global_state_kept(threads: int | None) -> Iterator[None]:
-    """Torch's thread count and random generator as they were, whatever happens inside."""
-    before: int = torch.get_num_threads()
-    state: Tensor = torch.get_rng_state()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if threads is not None:
-            torch.set_num_threads(before)

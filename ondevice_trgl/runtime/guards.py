@@ -1,0 +1,64 @@
+"""What a session of a run looks at before it starts, and what it puts back when it ends."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.errors import UsageError
+from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.runtime.batches import Source
+from ondevice_trgl.runtime.run_dir import RunDir
+
+
+def size(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+def is_evicted(model: nn.Module) -> bool:
+    parameters = list(model.parameters())
+    return bool(parameters) and all(p.numel() == 0 for p in parameters)
+
+
+def outline(data: dict[str, Source]) -> dict[str, Any]:
+    """What tells one dataset from another at the cost of its labels; JSON-ready."""
+    return {
+        name: {
+            "samples": len(split.labels),
+            "shape": list(split.shape),
+            "labels": hashlib.blake2b(bytes_of(split.labels.contiguous()), digest_size=8).hexdigest(),
+        }
+        for name, split in data.items()
+    }
+
+
+def last_report(run: RunDir) -> Report | None:
+    """What an earlier session of the run reported; None after a power cut."""
+    return read_report(run.path) if (run.path / "report.json").is_file() else None
+
+
+def device_named(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r}: torch finds no CUDA device here", hint="use --device cpu")
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def global_state_kept(threads: int | None) -> Iterator[None]:
+    """Torch's thread count and random generator as they were, whatever happens inside."""
+    before: int = torch.get_num_threads()
+    state: Tensor = torch.get_rng_state()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if threads is not None:
+            torch.set_num_threads(before)
