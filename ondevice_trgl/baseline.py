@@ -28,7 +28,6 @@ from ondevice_trgl.runtime.workload import load_workload
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 
-NAMES = ("e2e", "e2e_checkpoint")
 _NO_MEMORY = 3
 """Exit status of a child that was refused memory."""
 _REFUSALS = ("allocate memory", "not enough memory", "out of memory", "could not create a primitive")

@@ -155,13 +155,13 @@ class TrainConfig(_Checked):
     laps: int = _setting(1, _int_from(1))
     epochs: int = _setting(5, _int_from(1))
     """Epochs of each module in each lap."""
-    tau: float | str = _setting(1.0, _number(0.0, math.inf, open_below=True, words=("off",)))
+    tau: float | str = _setting(10.0, _number(0.0, math.inf, open_below=True, words=("off",)))
     """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy."""
     transport: str = _setting("branch", _one_of(*TRANSPORTS))
     """branch: the residual branches (arXiv 2309.17357, Eq. 10); displacement: block output minus block input."""
     transport_norm: str = _setting("mean", _one_of(*NORMALISATIONS))
     """mean over batch, channels and space (reference code), or sum a sample (the paper's formula)."""
-    head: str = _setting("pooled-linear", _one_of(*HEADS))
+    head: str = _setting("mlp", _one_of(*HEADS))
     """Auxiliary head of every module but the last, which uses the model's own classifier."""
     optimizer: str = _setting("sgd", _one_of(*OPTIMIZERS))
     lr: float | None = _setting(None, _number(0.0, math.inf, open_below=True, words=(None,)))
@@ -200,6 +200,11 @@ class TrainConfig(_Checked):
     def budget_bytes(self) -> int | None:
         """The budget as bytes, or None where none was stated."""
         return None if self.budget is None else parse_size(self.budget, what="budget")
+
+    @property
+    def cache_limit_bytes(self) -> int | None:
+        """Most bytes that the cache may take on disk, or None."""
+        return None if self.cache_limit is None else parse_size(self.cache_limit, what="cache_limit")
 
     @property
     def tau_value(self) -> float | None:

@@ -23,6 +23,8 @@ def export_run(run_dir: Path, *, format: str, head: str | int, output: Path, for
     run, report = RunDir.open(run_dir), read_report(run_dir)
     if report.status != "completed":
         raise RunDirError(f"{run_dir} is not finished, its status is {report.status}", hint="resume it first")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder, expected a file", hint="choose another output")
     if output.exists() and not force:
         raise UsageError(f"{output} exists", hint="--force overwrites it")
     if not output.absolute().parent.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ondevice_trgl.baseline import NAMES, measure_baseline
+from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.meter import meter_for
@@ -19,7 +19,7 @@ from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.planner import Plan
 from ondevice_trgl.report.html import to_html
-from ondevice_trgl.report.model import BaselineReport, Report, read_report
+from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
 from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.callbacks import Callback
 from ondevice_trgl.runtime.run_dir import RunDir
@@ -68,7 +68,8 @@ def resume_job(run_dir: Path, callbacks: Sequence[Callback] = ()) -> Report:
     if (run_dir / "report.json").is_file() and (report := read_report(run_dir)).status == "completed":
         # without baselines: it was interrupted while those were measured
         of_a_job = "model" in report.workload
-        return _complete(_recorded(run), report) if of_a_job and not report.baselines else report
+        pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
+        return _complete(_recorded(run), report) if of_a_job and pending else report
     job = _recorded(run)
     with meter_for(torch.device("cpu")) as meter:
         data, model = load_workload(job.workload, job.config.seed, scratch_beside(run_dir))
@@ -109,6 +110,7 @@ def evaluate_run(
     partition = group(chain, plan.bounds)
     index = results.head_index(head, plan.num_modules, report.accuracy.best_head)
     network = results.load_network(ModuleStore(run.modules), partition, job.config, index)
+    network = results.as_trained(network, partition, index, plan.cache_dtype)
     accuracy = results.accuracy_of(network, bundle.test, bundle.input_shape, plan.micro_batch_size)
     same = bundle.digest == report.workload.get("digest")
     return {
@@ -146,13 +148,13 @@ def _baselines(job: Job, report: Report) -> dict[str, BaselineReport]:
         )
     if reason:
         skipped = BaselineReport(status="skipped", batch_size=batch, micro_batch_size=batch, reason=reason)
-        return dict.fromkeys(NAMES, skipped)
+        return dict.fromkeys(BASELINES, skipped)
     scratch = scratch_beside(job.run_dir)
     return {
         name: measure_baseline(
             name, job.workload, job.config, batch_size=batch, scratch_dir=scratch, allocator=job.allocator
         )
-        for name in NAMES
+        for name in BASELINES
     }
 
 

@@ -1,6 +1,8 @@
 """Shared by all tests: a second interpreter with warnings as errors; property tests that ignore the clock."""
 
 import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # before torch: spinning threads crawl on a busy machine
 import subprocess
 import sys
 from collections.abc import Callable

@@ -43,7 +43,7 @@ class BoundaryCache(ABC):
         """Fill out[:len(indices)] with those rows; returns their labels. Raises DamagedFileError."""
         self._read(indices, out)
         self.bytes_read += len(indices) * self.row_bytes
-        return self.labels[torch.as_tensor(indices)]
+        return self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
     @abstractmethod
     def _write(self, start: int, block: Tensor) -> None: ...

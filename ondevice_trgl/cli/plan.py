@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ondevice_trgl.cli.allocator import choose_allocator
 from ondevice_trgl.cli.options import TRAINING, takes
 from ondevice_trgl.cli.present import show
+from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.report.table import plain
@@ -16,7 +16,7 @@ def run_plan(shell: Shell, given: dict[str, Any]) -> int:
     settings = origin_lines(resolved, shell.width) if shell.verbose else []
     if shell.json and settings:
         shell.note("\n".join(plain(settings)))
-    choose_allocator(shell, given["allocator"])
+    prepare_process(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     if given["progress"] != "none":

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.cli.allocator import choose_allocator
 from ondevice_trgl.cli.display import make_progress
 from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.present import exit_code, show
+from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
 
 
 def run_resume(shell: Shell, given: dict[str, Any]) -> int:
     """Go on where RUN stopped: after a pause, a signal, a crash or a power cut."""
-    choose_allocator(shell, given["allocator"])
+    prepare_process(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     with PauseOnSignal() as signals, make_progress(given["progress"], shell) as progress:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ondevice_trgl.cli.allocator import choose_allocator
 from ondevice_trgl.cli.display import make_progress
 from ondevice_trgl.cli.options import TRAINING, takes
 from ondevice_trgl.cli.plan import run_plan
 from ondevice_trgl.cli.present import exit_code, show
+from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
@@ -20,7 +20,7 @@ def run_train(shell: Shell, given: dict[str, Any]) -> int:
     resolved = resolve_settings(given)
     if shell.verbose:
         shell.note("\n".join(plain(origin_lines(resolved, shell.width))))
-    choose_allocator(shell, given["allocator"])
+    prepare_process(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     job = make_job(given, resolved, command=shell.command)

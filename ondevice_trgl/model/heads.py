@@ -60,12 +60,17 @@ def _conv(shape: Shape, classes: int) -> list[nn.Module]:
 
 
 def _mlp(shape: Shape, classes: int) -> list[nn.Module]:
-    """The paper's 3LIN: three linear layers, after pooling to at most 4 a side."""
-    width = max(64, min(512, shape[0]))
+    """The paper's 3LIN: three linear layers, after pooling so far that they see at most 1024 features (or C).
+
+    At most 0.3 M weights for up to 1024 channels, and next to no activations.
+    """
+    side = next((side for side in (4, 2) if _flat_features(shape, side) <= 1024), 1)
+    features = _flat_features(shape, side)
+    width = max(32, min(256, features // 2))
     return [
-        *_pool(shape, 4),
+        *_pool(shape, side),
         nn.Flatten(),
-        nn.Linear(_flat_features(shape, 4), width),
+        nn.Linear(features, width),
         nn.ReLU(),
         nn.Linear(width, width),
         nn.ReLU(),

@@ -39,11 +39,13 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
         for used in node.all_input_nodes:
             bits |= ancestors[used]
         ancestors[node] = bits
-        if node.op == "call_module" and any(p.ndim >= 2 for p in modules[str(node.target)].parameters()):
+        if is_weighted(node, modules, model):
             weighted |= 1 << i
     found = []
     for node in graph.nodes:
-        if node.op not in ("call_function", "call_method") or node.target not in _ADDS or len(node.args) < 2:
+        if node.op not in ("call_function", "call_method") or node.target not in _ADDS or len(node.args) != 2:
+            continue
+        if node.kwargs:  # `alpha` scales the branch: out - shortcut is not the operand then
             continue
         a, b = node.args[0], node.args[1]
         if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
@@ -60,6 +62,18 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
         kind = "identity" if not rest else "projection" if rest & weighted else "resized"
         found.append(Residual(node, branch, shortcut, kind, _norm(branch, modules)))
     return found
+
+
+def is_weighted(node: fx.Node, modules: dict[str, nn.Module], model: nn.Module) -> bool:
+    """Whether the node multiplies by a trained matrix or kernel (a norm's scale does not count)."""
+    if node.op == "call_module":
+        return any(parameter.ndim >= 2 for parameter in modules[str(node.target)].parameters())
+    for used in node.all_input_nodes:
+        if used.op == "get_attr":
+            value = operator.attrgetter(str(used.target))(model)
+            if isinstance(value, nn.Parameter) and value.ndim >= 2 and node.target not in _ADDS:
+                return True
+    return False
 
 
 def _norm(branch: fx.Node, modules: dict[str, nn.Module]) -> str | None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, write_tensors
 
+_SHAPE = "_evicted_shape"
+
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, each tensor once, without copies."""
@@ -119,7 +121,7 @@ def aliases_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Give the tensors of `module` the memory of `tensors`. Raises DamagedFileError where the names differ."""
+    """Give the tensors of `module` the memory of `tensors`. DamagedFileError where names, shapes or dtypes differ."""
     targets = state_of(module)
     missing, foreign = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or foreign:
@@ -127,6 +129,14 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None
             f"{source} does not fit the model: missing {missing[:3] or 'nothing'}, unknown {foreign[:3] or 'nothing'}",
             hint="the run was made with another model or partition",
         )
+    for name, target in targets.items():
+        shape, found = getattr(target, _SHAPE, tuple(target.shape)), tensors[name]
+        if (tuple(found.shape), found.dtype) != (shape, target.dtype):
+            raise DamagedFileError(
+                f"{source} does not fit the model: {name} is {tuple(found.shape)} {found.dtype} there, "
+                f"{shape} {target.dtype} in the model",
+                hint="the run was made with another model",
+            )
     for name, target in targets.items():
         target.data = tensors[name]
         target.grad = None
@@ -136,6 +146,8 @@ def evict(*modules: nn.Module | None) -> None:
     """Drop the memory of parameters, gradients and persistent buffers. What is to be kept must be saved before."""
     for tensor in _tensors(modules):
         tensor.grad = None
+        if not hasattr(tensor, _SHAPE):
+            setattr(tensor, _SHAPE, tuple(tensor.shape))  # what a file is checked against when it is loaded
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
 

@@ -4,7 +4,9 @@ The safetensors library maps the file (the pages count in RSS) and copies every 
 these two functions hold nothing beside the tensors themselves. The format is the library's own.
 """
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -92,8 +94,11 @@ def _write(
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume the run"
         ) from error
@@ -124,12 +129,14 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
                 raise ValueError("no header")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("no metadata")
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"{size} bytes long, expected {8 + length + end}")
     except FileNotFoundError:
         raise DamagedFileError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
     return header, metadata, 8 + length
 
@@ -143,11 +150,13 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
             for name, entry in header.items():
                 if not wanted(name):
                     continue
-                tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+                dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
                 begin, end = entry["data_offsets"]
+                size = math.prod(shape) * dtype.itemsize
+                if begin < 0 or min(shape, default=0) < 0 or size != end - begin:
+                    raise ValueError(f"{name} has {end - begin} bytes, expected {size}")
+                tensor = torch.empty(shape, dtype=dtype)
                 target = bytes_of(tensor)
-                if len(target) != end - begin:
-                    raise ValueError(f"{name} has {end - begin} bytes, expected {len(target)}")
                 file.seek(start + begin)
                 while target:
                     count = file.readinto(target)

@@ -1,8 +1,4 @@
-"""A network as a chain of segments: traced with torch.fx, cut wherever exactly one tensor crosses.
-
-The trace is symbolic, so it costs no activation memory, keeps every parameter and its name, and needs no import that
-`import torch` has not made already (torch.export would add `torch._dynamo` and sympy: 90 MB).
-"""
+"""A network as a chain of segments: its graph cut wherever exactly one tensor crosses."""
 
 import operator
 from collections.abc import Iterator
@@ -13,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import PartitionError
-from ondevice_trgl.model.residual import Residual, find_residuals
+from ondevice_trgl.model.graph import graph_of, note_shapes
+from ondevice_trgl.model.residual import Residual, find_residuals, is_weighted
 
 Shape = tuple[int, ...]
 
@@ -48,31 +45,14 @@ class Chain:
     segments: tuple[Segment, ...]
 
 
-class _Tracer(fx.Tracer):
-    """Modules without children are leaves, so that they keep their own idea of train and eval mode."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Shapes(fx.Interpreter):
-    """Notes the shape and dtype of every tensor of one real forward pass, freeing each as soon as it is used up."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
-        return result
-
-
 def trace(model: nn.Module, example_input: Tensor) -> Chain:
     """The chain of `model`. `example_input` is a batch (B, ...) of at least one sample; B is not baked in.
 
     Runs one forward pass in eval mode without gradients. Raises PartitionError where the network cannot be traced,
     takes or returns something other than one tensor, or does not accept the input.
     """
-    graph = _graph_of(model)
-    _propagate(model, graph, example_input)
+    graph = graph_of(model)
+    note_shapes(model, graph, example_input)
     output = next(node for node in graph.nodes if node.op == "output")
     result = output.args[0]
     if not isinstance(result, fx.Node) or "shape" not in result.meta:
@@ -93,59 +73,6 @@ def trace(model: nn.Module, example_input: Tensor) -> Chain:
         num_outputs=int(result.meta["shape"][1]),
         segments=segments,
     )
-
-
-def _graph_of(model: nn.Module) -> fx.Graph:
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # whatever the user's forward raises under symbolic values
-        raise PartitionError(
-            f"{type(model).__name__} cannot be traced: {_where(error)}{error}",
-            hint="keep data-dependent control flow inside a leaf module (one without child modules)",
-        ) from error
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and (node.users or not node.args)]
-    if len(inputs) != 1:
-        names = ", ".join(str(node.target) for node in inputs)
-        raise PartitionError(
-            f"{type(model).__name__}.forward takes {len(inputs)} inputs ({names}), expected one",
-            hint="wrap the network so that it takes one tensor",
-        )
-    graph.eliminate_dead_code(_has_effect)
-    return graph
-
-
-def _has_effect(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("placeholder", "output", "call_module") or name.endswith("_") or name.startswith("i")
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the user's own frame that stopped the trace."""
-    place = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if "/torch/" not in file and not file.startswith("<") and file != __file__:
-            place = f"{file}:{traceback.tb_lineno}: "
-        traceback = traceback.tb_next
-    return place
-
-
-def _propagate(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> None:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            _Shapes(model, graph=graph).run(example_input.clone())
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PartitionError(
-            f"{type(model).__name__} does not accept an input of shape {tuple(example_input.shape)}: {reason}",
-            hint="check the number of channels and the image size that the network expects",
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
@@ -170,8 +97,9 @@ def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
 
 
 def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
-    """Indices i such that one floating-point tensor alone crosses from nodes[:i + 1] to the rest."""
+    """Indices i such that one floating-point tensor (batch, ...) alone crosses from nodes[:i + 1] to the rest."""
     position = {node: i for i, node in enumerate(nodes)}
+    batch = next(node.meta["shape"][0] for node in nodes if node.op == "placeholder")
     reach = [0] * len(nodes)  # how many values are alive behind node i
     for i, node in enumerate(nodes):
         last = max((position.get(user, len(nodes)) for user in node.users), default=i)
@@ -185,7 +113,7 @@ def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
         for i, node in enumerate(nodes[:-1])
         if reach[i] == 1
         and node.op != "placeholder"
-        and "shape" in node.meta
+        and node.meta.get("shape", ())[:1] == (batch,)  # rows are samples; a sequence-first layout has others
         and node.meta["dtype"].is_floating_point
         and any(position.get(user, -1) > i for user in node.users)
     ]
@@ -200,6 +128,8 @@ def _shared_spans(model: nn.Module, graph: fx.Graph, position: dict[fx.Node, int
                 places.setdefault(id(parameter), []).append(position[node])
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(model)
+            if not isinstance(value, Tensor):
+                continue  # the train mode
             places.setdefault(id(value), []).extend(position[user] for user in node.users if user in position)
     for used in places.values():
         if used and min(used) != max(used):
@@ -222,18 +152,6 @@ def _merge(pieces: list[list[fx.Node]], weighted: Any) -> list[list[fx.Node]]:
     if len(merged) > 1:
         merged[-2].extend(merged.pop())
     return merged
-
-
-def is_weighted(node: fx.Node, modules: dict[str, nn.Module], model: nn.Module) -> bool:
-    """Whether the node multiplies by a trained matrix or kernel (a norm's scale does not count)."""
-    if node.op == "call_module":
-        return any(parameter.ndim >= 2 for parameter in modules[str(node.target)].parameters())
-    for used in node.all_input_nodes:
-        if used.op == "get_attr":
-            value = operator.attrgetter(str(used.target))(model)
-            if isinstance(value, nn.Parameter) and value.ndim >= 2 and node.target not in (operator.add, torch.add):
-                return True
-    return False
 
 
 def _paths(node: fx.Node) -> list[str]:

@@ -18,7 +18,7 @@ _OWN = {
     "resnet56": (BasicBlock, ((9, 16), (9, 32), (9, 64))),
     "resnet110": (BasicBlock, ((18, 16), (18, 32), (18, 64))),
 }
-_PREACT = re.compile(r"resnet-preact-(\d+)x(\d+)")
+_PREACT = re.compile(r"resnet-preact-([1-9]\d*)x([1-9]\d*)")
 
 # Classifiers of torchvision that take any side of 64 pixels or more unless they say otherwise. Listed here so that
 # an unknown name can be answered without importing torchvision (84 MB).
@@ -92,14 +92,15 @@ def build_model(name: str, *, num_classes: int, in_shape: tuple[int, ...]) -> nn
 def _users_model(name: str, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` does, so that a script beside the user's model finds it
-        sys.path.insert(0, here)
+    sys.path.insert(0, here)  # as `python -m` does; a console script would not find a model in this folder
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"model {name!r} cannot be imported: {error}", hint="write it as pkg.module:callable, importable from here"
         ) from error
+    finally:
+        sys.path.remove(here)
     known = {"num_classes": num_classes, "in_shape": in_shape}
     try:
         accepted = inspect.signature(factory).parameters

@@ -1,9 +1,12 @@
 """What a local module takes in memory: each segment is run once at two tiny batches, and the bytes are extrapolated.
 
-A forward and a backward pass of every segment on its own, at batch 2 and 4, under `LiveBytes`: exact for tensors, and
-affine in the batch. The bytes of any group of segments follow by simulating its forward and backward pass.
+A forward and a backward pass of every segment on its own, at batch 2 and 4, under `LiveBytes`: exact for tensors. After
+each operator the bytes alive are affine in the batch, so that their peak is the largest of many straight lines: weight
+gradients may make it at batch 4, and activations at batch 64. The bytes of any group of segments follow by simulating
+its forward and backward pass.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,16 +45,46 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Envelope:
+    """The largest of several straight lines, in bytes."""
+
+    lines: tuple[Affine, ...]
+
+    def __call__(self, batch: int) -> float:
+        return max(line(batch) for line in self.lines)
+
+    @classmethod
+    def through(cls, at_small: list[int], at_large: list[int]) -> "Envelope":
+        """Of two timelines of the same operators; of their peaks alone where the operators differ."""
+        if len(at_small) != len(at_large):
+            return cls((Affine.through(max(at_small), max(at_large)),))
+        lines = {Affine.through(a, b) for a, b in zip(at_small, at_large, strict=True)}
+        kept: list[Affine] = []
+        for line in sorted(lines, key=lambda line: (-line.slope, -line.constant)):
+            if not kept or line.constant > kept[-1].constant:  # else it lies below one of steeper slope
+                kept.append(line)
+        return cls(tuple(kept))
+
+
+@dataclass(frozen=True)
 class Cost:
     """Bytes of one segment or head, its input not counted."""
 
     parameters: int
     buffers: int
+    largest: int
+    """Parameter."""
     saved: Affine
-    """Alive behind the forward pass: what backward needs, and the output."""
-    forward_peak: Affine
-    backward_peak: Affine
+    """Alive behind the forward pass for its own backward pass."""
+    output: Affine
+    """Its output, where `saved` does not hold it already."""
+    keeps_input: bool
+    """Whether its backward pass needs its input."""
+    forward_peak: Envelope
+    backward_peak: Envelope
     """From the start of the forward pass: saved tensors, gradients of parameters and input."""
+    entry_peak: Envelope
+    """The same where it comes first, and no gradient of its input is computed."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +118,20 @@ class Costs:
         resident = parameters + sum(part.buffers for part in parts)
         resident += Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
         resident += micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
-        peak, alive, rest = 0.0, 0.0, float(parameters)
-        for part in parts:
+        update = parameters + Optimizer.update_bytes(self.optimizer, max(part.largest for part in parts))
+        peak, alive, passed, rest = float(update), 0.0, 0.0, float(parameters)
+        for index, part in enumerate(parts):
             rest -= part.parameters
-            behind = parameters if accumulate else rest  # gradients of the later parts, when backward gets here
-            peak = max(peak, alive + part.forward_peak(micro_batch) + (parameters if accumulate else 0))
-            peak = max(peak, alive + part.backward_peak(micro_batch) + behind)
+            before = parameters if accumulate else 0  # gradients of earlier micro-batches
+            behind = parameters if accumulate else rest  # and of the later parts, when backward gets here
+            peak = max(peak, alive + passed + part.forward_peak(micro_batch) + before)
+            if part.keeps_input:
+                alive += passed
+            backward = part.backward_peak if index else part.entry_peak
+            peak = max(peak, alive + backward(micro_batch) + behind)
             alive += part.saved(micro_batch)
-        return int(resident + max(peak, parameters))
+            passed = part.output(micro_batch)
+        return int(resident + peak)
 
 
 def estimate(chain: Chain, config: TrainConfig) -> Costs:
@@ -100,16 +139,15 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
 
     Memory: the network's weights, and the activations of one segment at batch 4.
     """
-    tau = config.tau_value
     segments, heads, outputs = [], [], []
     with _untouched(chain.model):
         for index, segment in enumerate(chain.segments):
             module = LocalModule.of(chain, index, index + 1)
             shape = chain.segments[index - 1].out_shape if index else chain.in_shape
             dtype = torch.float32 if index else chain.in_dtype
-            segments.append(_measure(module, _runner(module, config, tau), shape, dtype))
-            outputs.append(4 * _elements(segment.out_shape))
             last = index == len(chain.segments) - 1
+            segments.append(_measure(module, _runner(module, config, last=last), shape, dtype))
+            outputs.append(4 * _elements(segment.out_shape))
             heads.append(None if last else _head(config.head, segment.out_shape, chain.num_outputs))
     return Costs(
         tuple(segments),
@@ -121,56 +159,88 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
     )
 
 
-def _runner(module: LocalModule, config: TrainConfig, tau: float | None) -> Callable[[Tensor], Tensor]:
-    if tau is None or not has_transport(module, config.transport):
-        return lambda x: seed(module(x))
-    measured = with_transport(module, config.transport, config.transport_norm)
+Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Input -> (scalar to start backward from, output)."""
 
-    def run(x: Tensor) -> Tensor:
-        out, transport = measured(x)
-        return seed(out) + torch.as_tensor(transport)
+
+def _runner(module: LocalModule, config: TrainConfig, *, last: bool) -> Runner:
+    measured = None
+    if config.tau_value is not None and has_transport(module, config.transport):
+        measured = with_transport(module, config.transport, config.transport_norm).train()
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        out, transport = measured(x) if measured is not None else (module(x), None)
+        loss = _task(out) if last else seed(out)
+        return loss if transport is None else loss + transport, out
 
     return run
+
+
+def _task(logits: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
 
 def _head(name: str, shape: tuple[int, ...], classes: int) -> Cost:
     head = build_head(name, shape, classes)
 
-    def run(x: Tensor) -> Tensor:
-        return functional.cross_entropy(head(x), torch.zeros(len(x), dtype=torch.int64))
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(x)
+        return _task(logits), logits
 
     return _measure(head, run, shape, torch.float32)
 
 
-def _measure(module: nn.Module, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
+def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
     module.train()
-    rows = [_once(module, run, (batch, *shape), dtype) for batch in (SMALL, LARGE)]
-    saved, forward, backward = (Affine.through(a, b) for a, b in zip(*rows, strict=True))
-    parameters = sum(p.numel() * p.element_size() for p in module.parameters())
+    small, large = (_once(module, run, (batch, *shape), dtype, inner=True) for batch in (SMALL, LARGE))
+    first = [_once(module, run, (batch, *shape), dtype, inner=False).backward for batch in (SMALL, LARGE)]
+    sizes = [p.numel() * p.element_size() for p in module.parameters()]
     total = sum(t.numel() * t.element_size() for t in state_of(module).values())
-    return Cost(parameters, total - parameters, saved, forward, backward)
+    return Cost(
+        parameters=sum(sizes),
+        buffers=total - sum(sizes),
+        largest=max(sizes, default=0),
+        saved=Affine.through(small.saved, large.saved),
+        output=Affine.through(small.output, large.output),
+        keeps_input=large.keeps_input,
+        forward_peak=Envelope.through(small.forward, large.forward),
+        backward_peak=Envelope.through(small.backward, large.backward),
+        entry_peak=Envelope.through(*first),
+    )
 
 
-def _once(
-    module: nn.Module, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass: bytes alive behind forward, and after each operator of either."""
+
+    saved: int
+    output: int
+    keeps_input: bool
+    forward: list[int]
+    backward: list[int]
+
+
+def _once(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype, *, inner: bool) -> _Pass:
     for parameter in module.parameters():
         parameter.grad = None
     if dtype.is_floating_point:
-        leaf = torch.randn(shape, dtype=dtype, requires_grad=True)
+        leaf = torch.randn(shape, dtype=dtype, requires_grad=inner)
         x = leaf.clone()  # a segment may change its input in place, which a leaf forbids
     else:
         x = torch.zeros(shape, dtype=dtype)
+    storage = weakref.ref(x.untyped_storage())
     with torch.enable_grad(), LiveBytes() as live:
-        loss = run(x)
-        saved, forward = live.current, live.peak
-        del x
-        live.restart_peak()
-        loss.backward()
-        backward = live.peak
+        loss, out = run(x)
+        forward, whole = live.timeline, live.current
+        del out, x
+        saved, keeps_input = live.current, storage() is not None
+        live.restart()
+        if loss.requires_grad:  # not where everything is frozen
+            loss.backward()
+        backward = live.timeline
     for parameter in module.parameters():
         parameter.grad = None
-    return saved, forward, backward
+    return _Pass(saved, whole - saved, keeps_input, forward, backward)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = self.peak = 0
+        self.timeline: list[int] = []
+        """`current` after each operator."""
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -38,14 +40,16 @@ class LiveBytes(TorchDispatchMode):
                     self.current += storage.nbytes()
                     weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.current)
+        self.timeline.append(self.current)
         return result
 
     def _freed(self, key: int) -> None:
         self.current -= self._sizes.pop(key, 0)
 
-    def restart_peak(self) -> None:
-        """From now on, `peak` is the most from here."""
+    def restart(self) -> None:
+        """From now on, `peak` is the most from here, and `timeline` starts here."""
         self.peak = self.current
+        self.timeline = [self.current]
 
 
 class _Seed(torch.autograd.Function):

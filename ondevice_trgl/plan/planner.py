@@ -8,7 +8,7 @@ from typing import Any
 
 from ondevice_trgl.cache.base import row_bytes
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.errors import BudgetInfeasibleError
+from ondevice_trgl.errors import BudgetInfeasibleError, UsageError
 from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.estimate import Costs
@@ -98,11 +98,21 @@ def make_plan(
         reasons.append(f"batch size {batch}: there are only {train_rows} training samples")
     planner = _Planner(chain, costs, config, floor_bytes, rows)
     best: _Candidate | None = None
+    least_cache: int | None = None
     for candidate in planner.candidates(batch):
         if candidate.peak <= budget_bytes:
-            return planner.plan(candidate, batch, budget_bytes, reasons)
+            cached = planner.cache_bytes(candidate)
+            if planner.cache_tier != "disk" or cached <= (config.cache_limit_bytes or cached):
+                return planner.plan(candidate, batch, budget_bytes, reasons)
+            least_cache = min(cached, least_cache or cached)
         if best is None or candidate.peak < best.peak:
             best = candidate
+    if least_cache is not None:
+        raise UsageError(
+            f"every plan within the budget caches {format_size(least_cache)} or more on disk, "
+            f"the limit is {format_size(config.cache_limit_bytes or 0)}",
+            hint="raise --cache-limit, or lower the need: --cache-dtype bf16, --train-limit, --image-size",
+        )
     assert best is not None
     raise planner.refusal(best, budget_bytes)
 
@@ -156,6 +166,13 @@ class _Planner:
         groupings = balance(most, length, lambda a, b: table[a, b])
         yield from groupings[-1:] if isinstance(asked, int) else groupings[min(2, length) - 1 :]
 
+    def cache_bytes(self, candidate: _Candidate) -> int:
+        """Most bytes of boundary activations at one time: the one that is read and the one that is written."""
+        sizes = [
+            row_bytes(self.chain.segments[b - 1].out_shape, self.config.cache_dtype) for b in candidate.bounds[1:-1]
+        ]
+        return self.rows * max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
+
     def plan(self, chosen: _Candidate, batch: int, budget: int, reasons: list[str]) -> Plan:
         config, count = self.config, len(chosen.bounds) - 1
         if config.modules != "auto":
@@ -177,8 +194,6 @@ class _Planner:
                 if config.micro_batch == chosen.micro
                 else f"micro-batch {chosen.micro}: of at most {config.micro_batch}, the largest that divides {batch}"
             )
-        boundaries = [row_bytes(self.chain.segments[b - 1].out_shape, config.cache_dtype) for b in chosen.bounds[1:-1]]
-        pairs = [a + b for a, b in zip([0, *boundaries], [*boundaries, 0], strict=True)]
         reasons.append(
             f"cache on {self.cache_tier}: "
             + ("as asked" if config.cache != "auto" else "the kernel keeps in RAM what is free, and can take it back")
@@ -192,7 +207,7 @@ class _Planner:
             predicted_peak_bytes=chosen.peaks,
             cache_tier=self.cache_tier,
             cache_dtype=config.cache_dtype,
-            cache_bytes=max(pairs) * self.rows,
+            cache_bytes=self.cache_bytes(chosen),
             end_to_end_bytes=whole,
             reasons=tuple(reasons),
         )
@@ -210,7 +225,7 @@ class _Planner:
         ways = [*pinned, "--image-size with a smaller side"]
         if self.config.optimizer == "adamw":
             ways.append("--optimizer sgd")
-        if self.config.head != "pooled-linear":
+        if self.config.head not in ("pooled-linear", "mlp"):
             ways.append("--head pooled-linear")
         return BudgetInfeasibleError(
             f"nothing fits the budget of {format_size(budget)}{below}: module {worst} ({segments[0].name}"

@@ -13,6 +13,9 @@ from typing import Any
 from ondevice_trgl.errors import DamagedFileError, RunDirError
 
 SCHEMA_VERSION = 1
+BASELINES = ("e2e", "e2e_checkpoint")
+NOT_YET = "not measured so far"
+"""Why a baseline is missing that nobody has decided about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class Report:
     plan: PlanReport
     modules: tuple[ModuleReport, ...]
     baselines: Mapping[str, BaselineReport] = dataclasses.field(default_factory=dict)
-    """e2e and e2e_checkpoint"""
+    """by the names in BASELINES"""
     accuracy: AccuracyReport = AccuracyReport()
     seconds: SecondsReport = SecondsReport()
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ondevice_trgl.cache.base import DTYPES
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.errors import UsageError
@@ -15,7 +16,10 @@ from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.planner import Plan
 from ondevice_trgl.report.model import (
+    BASELINES,
+    NOT_YET,
     AccuracyReport,
+    BaselineReport,
     CacheReport,
     ModuleReport,
     PlanReport,
@@ -85,6 +89,12 @@ def make_report(
         measured_peak_bytes=max(peaks) if peaks else None,
         plan=_plan_report(plan, config, cache_dir),
         modules=tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured)),
+        baselines={
+            name: BaselineReport(
+                status="skipped", batch_size=plan.batch_size, micro_batch_size=plan.batch_size, reason=NOT_YET
+            )
+            for name in BASELINES
+        },
         accuracy=accuracy or AccuracyReport(),
         seconds=SecondsReport(
             total=total_seconds,
@@ -150,6 +160,29 @@ def head_index(head: str | int, count: int, best: int | None) -> int:
     if not text.isdigit() or int(text) >= count:
         raise UsageError(f"no head {head!r}: this run has heads 0 to {count - 1}", hint="or best, or last")
     return int(text)
+
+
+class _Rounded(nn.Module):
+    """Passes a boundary on as the cache kept it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).to(x.dtype)
+
+
+def as_trained(network: nn.Module, partition: Partition, index: int, cache_dtype: str) -> nn.Module:
+    """`network`, as `load_network` gave it, with its boundaries rounded as they were in training and measurement."""
+    if cache_dtype == "fp32":
+        return network
+    parts: list[nn.Module] = []
+    for module in partition.modules[: index + 1]:
+        parts += [module, _Rounded(DTYPES[cache_dtype])]
+    last = index == len(partition.modules) - 1
+    tail = parts[:-1] if last else [*parts[:-1], network[-1]]  # type: ignore[index]
+    return nn.Sequential(*tail).eval()
 
 
 def load_network(store: ModuleStore, partition: Partition, config: TrainConfig, index: int) -> nn.Module:

@@ -220,7 +220,7 @@ class Trainer:
             raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
         costs = estimate(chain, self.config)
         release_memory()
-        weights = sum(t.numel() * t.elementsize() for t in state_of(self.model).values())
+        weights = sum(t.numel() * t.element_size() for t in state_of(self.model).values())
         floor = meter.current_bytes() - weights if meter.kind == "rss" else 0
         return make_plan(
             chain,

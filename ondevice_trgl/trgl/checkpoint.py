@@ -17,7 +17,11 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.piece, ctx.rng = piece, torch.get_rng_state()
         ctx.save_for_backward(x)
-        return piece(x)  # type: ignore[no-any-return]
+        version = x._version
+        out: Tensor = piece(x)
+        if x._version != version:
+            raise RuntimeError(f"{type(piece).__name__} changes its input in place: it cannot be computed again")
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -28,7 +32,7 @@ class _Recomputed(torch.autograd.Function):
         torch.set_rng_state(ctx.rng)
         try:
             with torch.enable_grad(), _statistics_once(ctx.piece):
-                out = ctx.piece(x.view_as(x))  # a view: the piece may change its input in place
+                out = ctx.piece(x)
         finally:
             torch.set_rng_state(now)
         wanted = [x, *parameters] if x.requires_grad else parameters
@@ -55,7 +59,8 @@ def checkpointed(pieces: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     """The composition of `pieces`, each of which keeps its input alone between forward and backward.
 
     Gradients equal those of the plain composition. Every piece runs twice; memory is the inputs of all pieces and the
-    activations of one. Draws of the global CPU generator (dropout) are the same in both passes.
+    activations of one. Draws of the global CPU generator (dropout) are the same in both passes. Raises RuntimeError for
+    a piece that changes its input in place.
     """
 
     def forward(x: Tensor) -> Tensor:

@@ -89,6 +89,11 @@ class Optimizer:
             parameter.grad = None
 
     @staticmethod
+    def update_bytes(kind: str, largest: int) -> int:
+        """Bytes of temporaries in `step` beside parameters, gradients and state; `largest` parameter's bytes."""
+        return {"sgd": 0, "adamw": 2 * largest}[kind]
+
+    @staticmethod
     def state_bytes(kind: str, parameter_bytes: int, momentum: float) -> int:
         """Bytes of state that `kind` keeps for parameters of `parameter_bytes`."""
         return {"sgd": parameter_bytes if momentum else 0, "adamw": 2 * parameter_bytes}[kind]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ondevice_trgl.model.inplace import changes_its_input, overwritten
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.residual import Residual
 
@@ -101,16 +102,19 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> fx.GraphModule:
 
     def add_term(function: Any, *operands: fx.Node, shape: tuple[int, ...]) -> None:
         term = graph.call_function(function, operands)
-        terms.append(graph.call_function(_per_sample, (term, shape)) if norm == "sum" else term)
+        if norm == "sum":
+            with graph.inserting_after(term):
+                term = graph.call_function(_per_sample, (term, shape))
+        terms.append(term)
 
     if kind == "branch" and module.branches:
         for residual in module.branches:
             _add_branch(module, graph, copies, residual, add_term)
     else:
+        for node in graph.nodes:
+            _plain(node)
         for into, out in module.stretches:
-            _plain_adds(graph)
-            with graph.inserting_after(copies[out]):
-                add_term(square_of_difference, copies[out], copies[into], shape=tuple(out.meta["shape"][1:]))
+            _add_displacement(module, graph, copies[into], copies[out], tuple(out.meta["shape"][1:]), add_term)
     result = copies_of_output(module.graph, copies)
     if terms:
         total = terms[0]
@@ -139,30 +143,38 @@ def _add_branch(
             gamma, beta = (graph.get_attr(f"{residual.norm}.{name}") for name in ("weight", "bias"))
             add_term(square_of_norm, gamma, beta, shape=shape)
         return
+    modules = dict(module.named_modules())
     _plain(add)  # an add in place would overwrite what the cost is computed from
-    if any(_overwrites(user, module) for user in residual.add.users):
+    if changes_its_input(add, modules) or overwritten(add, modules) or overwritten(shortcut, modules, add):
         with graph.inserting_before(add):
-            add_term(square, branch, shape=shape)
+            kept = graph.call_method("clone", (branch,)) if overwritten(branch, modules) else branch
+            add_term(square, kept, shape=shape)
         return
     with graph.inserting_after(add):
         add_term(square_of_branch, branch, shortcut, add, shape=shape)
 
 
-def _plain_adds(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        _plain(node)
+def _add_displacement(
+    module: LocalModule, graph: fx.Graph, into: fx.Node, out: fx.Node, shape: tuple[int, ...], add_term: Any
+) -> None:
+    modules = dict(module.named_modules())
+    before, behind = into, out
+    if overwritten(into, modules):
+        with graph.inserting_after(into):
+            before = graph.call_method("clone", (into,))
+    if overwritten(out, modules):
+        with graph.inserting_after(out):
+            behind = graph.call_method("clone", (out,))
+    with graph.inserting_after(behind):
+        add_term(square_of_difference, behind, before, shape=shape)
 
 
 def _plain(add: fx.Node) -> None:
+    """Turn an add in place into one out of place, unless what it overwrites is looked at again."""
+    into = add.args[0] if add.args else None
+    if not isinstance(into, fx.Node) or any(add < user for user in into.users):
+        return
     if add.target is operator.iadd:
         add.target = operator.add
     elif add.op == "call_method" and add.target == "add_":
         add.target = "add"
-
-
-def _overwrites(user: fx.Node, module: LocalModule) -> bool:
-    """Whether `user` changes its input in place."""
-    if user.op == "call_module":
-        return bool(getattr(module.get_submodule(str(user.target)), "inplace", False))
-    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-    return user.kwargs.get("inplace") is True or name.endswith("_") or user.target is operator.iadd

@@ -1,0 +1,166 @@
+"""`trgl-device` as a user runs it: a real process on real images, from the budget to the trained model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report_schema import SCHEMA, SECONDS, WHOLE, conforms
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = ("--data", "digits", "--train-limit", "120", "--epochs", "1", "--modules", "2", "--threads", "1")
+Done = subprocess.CompletedProcess[str]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ondevice_trgl", *arguments]
+
+
+def trgl(*arguments: str, cwd: Path) -> Done:
+    return subprocess.run(
+        command(*arguments), env=environment(), cwd=cwd, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def record(done: Done) -> Any:
+    """Stdout, which is one JSON object and nothing else."""
+    assert "Traceback" not in done.stderr, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A run with both baselines measured."""
+    folder = tmp_path_factory.mktemp("train")
+    return folder, trgl("train", "-b", "2GB", *SMALL, "--baseline", "measure", "--json", "-o", "run", cwd=folder)
+
+
+def test_training_ends_with_one_json_object_that_is_the_report(trained: tuple[Path, Done]) -> None:
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    report = record(done)
+    assert report == json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
+    measured = dict(SCHEMA["baselines"]["e2e"], measured_peak_bytes=WHOLE, seconds_per_epoch=SECONDS)
+    schema = {**SCHEMA, "baselines": {"e2e": measured, "e2e_checkpoint": measured}}
+    schema["savings"] = dict.fromkeys(SCHEMA["savings"], float)
+    assert conforms(report, schema) == []
+    assert report["budget_bytes"] == 2_000_000_000
+    assert report["measured_peak_bytes"] <= report["budget_bytes"]
+    for name in ("e2e", "e2e_checkpoint"):
+        baseline = report["baselines"][name]
+        assert baseline["status"] == "measured", baseline
+        assert baseline["batch_size"] == report["plan"]["batch_size"]
+        saving = 1 - report["measured_peak_bytes"] / baseline["measured_peak_bytes"]
+        assert report["savings"][f"vs_{name}"] == pytest.approx(saving)
+    assert report["seconds"]["total"] > 0
+
+
+def test_evaluate_reproduces_the_accuracy(trained: tuple[Path, Done]) -> None:
+    folder, done = trained
+    result = record(trgl("evaluate", "run", "--json", cwd=folder))
+    assert result["matches_report"] is True
+    assert result["accuracy"] == record(done)["accuracy"]["test"]
+
+
+def test_a_foreign_folder_is_not_replaced_even_by_force(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "thesis.tex").write_text("mine", encoding="utf-8")
+    done = trgl("train", "-b", "2GB", *SMALL, "-o", ".", "--force", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert record(done)["error"] == "RunDirError"
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_budget_below_the_floor_is_refused_and_the_one_it_names_works(tmp_path: Path) -> None:
+    done = trgl("train", "-b", "20MB", *SMALL, "--json", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 3
+    refusal = record(done)
+    assert (refusal["status"], refusal["budget_bytes"]) == ("infeasible", 20_000_000)
+    least = refusal["smallest_feasible_budget_bytes"]
+    assert type(least) is int
+    assert f"{least // 1_000_000}MB" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = trgl("train", "-b", str(least), *SMALL, "--baseline", "skip", "--json", "-o", "run", cwd=tmp_path)
+    report = record(done)
+    assert (report["status"], report["budget_bytes"]) == ("completed", least)
+    assert done.returncode in (0, 4)
+    assert done.returncode == (4 if report["measured_peak_bytes"] > least else 0)
+    assert report["savings"] == {"vs_e2e": None, "vs_e2e_checkpoint": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-b", "much"), ["budget = 'much'", "600MB"]),
+        (("-b", "0"), ["budget = '0'", "more than zero"]),
+        (("-b", "-1GB"), ["budget = '-1GB'", "more than zero"]),
+        (("-b", "2GB", "-p", "raspberry"), ["unknown", "'raspberry'", "valid:"]),
+        (("-b", "2GB", "-c", "three.toml"), ["3 faults", "epochs", "optimiser", "'optimizer'", "tau"]),
+    ],
+)
+def test_what_the_user_wrote_wrong(tmp_path: Path, arguments: Sequence[str], words: list[str]) -> None:
+    (tmp_path / "three.toml").write_text('epochs = 0\noptimiser = "sgd"\ntau = -1.0\n', encoding="utf-8")
+    done = trgl("train", *arguments, "--baseline", "skip", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()
+    assert [word for word in words if word not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    done = trgl("train", "-b", "2GB", "--model", "resnet-smal", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    message = record(done)["message"]
+    assert "unknown model 'resnet-smal'; did you mean resnet-small" in message
+    assert "valid: " in message
+    assert not (tmp_path / "runs").exists()
+
+
+def stopped_in_training(number: signal.Signals, cwd: Path) -> Done:
+    """Train until the first module has started, then send the signal."""
+    long = (*SMALL, "--epochs", "30", "--baseline", "skip", "--json", "--progress", "none", "-o", "run")
+    process = subprocess.Popen(
+        command("train", "-b", "2GB", *long),
+        env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    events = cwd / "run" / "events.jsonl"
+    while not events.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    return Done(process.args, process.returncode, out, err)
+
+
+def test_a_terminated_run_has_a_checkpoint_and_resumes_to_the_end(tmp_path: Path) -> None:
+    done = stopped_in_training(signal.SIGTERM, tmp_path)
+    assert done.returncode == 143, done.stderr
+    assert record(done)["status"] == "paused"
+    refused = trgl("evaluate", "run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "paused" in refused.stderr
+    resumed = trgl("resume", "run", "--json", "--progress", "none", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    report = record(resumed)
+    assert report["status"] == "completed"
+    assert report["accuracy"]["test"] > 0.5  # ten digits: chance is 0.1
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_an_interrupted_run_has_a_checkpoint(tmp_path: Path) -> None:
+    done = stopped_in_training(signal.SIGINT, tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert record(done)["status"] == "paused"

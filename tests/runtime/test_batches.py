@@ -1,0 +1,129 @@
+"""Every row once, in batches of one shape, in an order that the key alone decides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ondevice_trgl import DataError, NonFiniteError
+from ondevice_trgl.runtime.batches import all_rows, buffer_for, check_finite, check_labels, mix, shuffled, train_batches
+from ondevice_trgl.runtime.boundaries import Boundaries
+
+KEYS = st.lists(st.integers(0, 2**40), min_size=1, max_size=5)
+
+
+class Rows:
+    """Row i holds i, and so does its label."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = torch.arange(count)
+        self.shape: tuple[int, ...] = (2,)
+
+    def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
+        chosen = torch.tensor(list(indices), dtype=torch.int64)
+        out[: len(chosen)] = chosen[:, None].float()
+        return chosen
+
+
+@given(rows=st.integers(1, 60), key=KEYS)
+def test_an_order_is_a_permutation_that_repeats(rows: int, key: list[int]) -> None:
+    order = shuffled(rows, *key)
+    assert sorted(order) == list(range(rows))
+    assert shuffled(rows, *key) == order
+
+
+def test_neighbouring_keys_give_unrelated_orders() -> None:
+    orders = {tuple(shuffled(50, seed, lap, module)) for seed in range(4) for lap in range(4) for module in range(4)}
+    assert len(orders) == 64
+
+
+@given(key=KEYS)
+def test_a_seed_is_one_that_torch_takes(key: list[int]) -> None:
+    assert 0 <= mix(*key) < 2**63
+    assert mix(*key) != mix(*key, 0)
+
+
+def test_an_order_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    shuffled(10, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(rows=st.integers(1, 40), micro=st.integers(1, 5), count=st.integers(1, 4))
+def test_training_takes_full_batches_alone(rows: int, micro: int, count: int) -> None:
+    batch, order = micro * count, shuffled(rows, 7)
+    buffer = buffer_for(micro, (2,), torch.float32)
+    seen: list[int] = []
+    batches = 0
+    for micro_batches in train_batches(Rows(rows), order, batch, buffer):
+        batches += 1
+        for z, labels in micro_batches:
+            assert z is buffer
+            assert z[:, 0].tolist() == labels.tolist()
+            seen += labels.tolist()
+    assert batches == rows // batch
+    assert seen == order[: batches * batch]
+
+
+@given(rows=st.integers(1, 40), micro=st.integers(1, 9))
+def test_a_sweep_meets_every_row_once(rows: int, micro: int) -> None:
+    buffer = buffer_for(micro, (2,), torch.float32)
+    seen: list[int] = []
+    for z, labels, start, count in all_rows(Rows(rows), buffer):
+        assert len(z) == micro
+        assert start == len(seen)
+        assert z[:count, 0].tolist() == labels.tolist()
+        seen += labels.tolist()
+    assert seen == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    ("labels", "what", "message"),
+    [([], "val", "empty"), ([0, 3], "val", "label 3 of val sample 1"), ([0, -2], "test", "label -2 of test sample 1")],
+)
+def test_bad_labels(labels: list[int], what: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_labels(torch.tensor(labels, dtype=torch.int64), 3, what)
+
+
+def test_one_class_is_too_few_to_train_on_and_enough_to_test_on() -> None:
+    with pytest.raises(DataError, match="nothing to learn"):
+        check_labels(torch.tensor([2, 2]), 3, "train")
+    check_labels(torch.tensor([2, 2]), 3, "test")
+
+
+def test_the_first_bad_sample_is_named_by_its_index() -> None:
+    z = torch.zeros(4, 2)
+    check_finite(z, [5, 6, 7, 8], "here")
+    z[2, 1], z[3, 0] = float("-inf"), float("nan")
+    with pytest.raises(NonFiniteError, match=r"infinity in here, sample 7\b"):
+        check_finite(z, [5, 6, 7, 8], "here")
+    check_finite(z, [5, 6], "rows behind the batch are padding")
+    check_finite(torch.zeros(1, dtype=torch.int64), [0], "here")
+
+
+@pytest.mark.parametrize("tier", ["disk", "memory"])
+def test_a_boundary_gives_back_what_was_written_and_the_one_before_is_gone(tmp_path: Path, tier: str) -> None:
+    boundaries = Boundaries({"train": Rows(5), "test": Rows(2)}, tier, "fp32", tmp_path)
+    assert boundaries.splits == ("train", "test")
+    for index in range(3):
+        for split, rows in (("train", 5), ("test", 2)):
+            for start in range(0, rows, 2):
+                labels = torch.arange(start, min(start + 2, rows))
+                boundaries.append(split, (3,), labels[:, None].expand(-1, 3) + 10.0 * index, labels)
+        boundaries.advance()
+        assert boundaries.index == index + 1
+        out = torch.zeros(2, 3)
+        assert boundaries.source("train").read([4, 1], out).tolist() == [4, 1]
+        assert out[:, 2].tolist() == [4 + 10 * index, 1 + 10 * index]
+        names = sorted(path.name for path in tmp_path.iterdir())
+        files = [f"boundary-00{index + 1}-{split}.bin" for split in ("test", "train")]
+        assert names == (files if tier == "disk" else [])
+        assert boundaries.traffic() == (2 * 3 * 4, 0)
+    boundaries.rewind()
+    assert boundaries.index == 0
+    assert list(tmp_path.iterdir()) == []

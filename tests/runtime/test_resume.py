@@ -1,0 +1,241 @@
+"""A run that stopped anywhere ends, when it is resumed, with the very bytes that it would have ended with."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from ondevice_trgl import Callback, DataError, NonFiniteError, RunDirError, RunState, Trainer
+from tests.runtime.conftest import At, CrashError, Fit, config, crash, net, samples
+
+STEPS = 3 * 2 * 3
+"""3 modules, 2 epochs, 26 samples in batches of 8."""
+
+Whole = Callable[..., bytes]
+TWO_LAPS: dict[str, Any] = {"schedule": "multi-lap", "laps": 2}
+
+
+def pause(run: RunState) -> None:
+    run.request_pause()
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 13, STEPS])
+def test_a_paused_run_resumes_bit_for_bit(fit: Fit, whole: Whole, step: int) -> None:
+    assert fit("part", callbacks=[At("on_step_end", step, pause)]).status == "paused"
+    assert not (fit.path("part") / "model.safetensors").exists()
+    report = fit("part", resume=True)
+    assert report.status == "completed"
+    assert fit.weights("part") == whole()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step"), [("sgd", 2), ("sgd", STEPS + 4), ("adamw", STEPS), ("adamw", STEPS + 8)]
+)
+def test_a_pause_in_any_lap_with_dropout_resumes_bit_for_bit(fit: Fit, whole: Whole, optimizer: str, step: int) -> None:
+    settings: dict[str, Any] = {**TWO_LAPS, "optimizer": optimizer}
+    fit("part", model=net(dropout=0.3), callbacks=[At("on_step_end", step, pause)], **settings)
+    fit("part", model=net(dropout=0.3), resume=True, **settings)
+    assert fit.weights("part") == whole(dropout=0.3, **settings)
+
+
+def test_dropout_laps_and_optimizer_each_do_something(whole: Whole) -> None:
+    variants = [{}, {"dropout": 0.3}, TWO_LAPS, {"optimizer": "adamw"}]
+    assert len({whole(**settings) for settings in variants}) == len(variants)
+
+
+def test_a_run_may_be_paused_at_every_step(fit: Fit, whole: Whole) -> None:
+    settings: dict[str, Any] = {"modules": 2, "epochs": 1}
+    report = fit("part", callbacks=[At("on_step_end", 1, pause)], **settings)
+    sessions = 1
+    while report.status == "paused":
+        report = fit("part", callbacks=[At("on_step_end", 1, pause)], resume=True, **settings)
+        sessions += 1
+    assert sessions == 2 * 3 + 1
+    assert fit.weights("part") == whole(**settings)
+
+
+@pytest.mark.parametrize(
+    ("hook", "number", "settings"),
+    [
+        ("on_fit_start", 1, {}),
+        ("on_module_start", 2, {}),
+        ("on_step_end", 4, {}),
+        ("on_epoch_end", 2, {}),
+        ("on_cache_write", 1, {}),
+        ("on_cache_write", 9, {}),
+        ("on_module_end", 3, {}),
+        ("on_fit_end", 1, {}),
+        ("on_step_start", STEPS + 8, TWO_LAPS),
+        ("on_cache_write", 16, TWO_LAPS),
+        ("on_lap_end", 1, TWO_LAPS),
+    ],
+)
+def test_a_crashed_run_resumes_bit_for_bit(
+    fit: Fit, whole: Whole, hook: str, number: int, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(CrashError):
+        fit("part", callbacks=[At(hook, number, crash)], **settings)
+    record = json.loads((fit.path("part") / "report.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["accuracy"]["test"]) == ("failed", None)
+    assert fit("part", resume=True, **settings).status == "completed"
+    assert fit.weights("part") == whole(**settings)
+
+
+def test_a_resumed_run_reports_what_an_uninterrupted_one_does(fit: Fit) -> None:
+    whole = fit("whole")
+    fit("part", callbacks=[At("on_step_end", 11, pause)])  # in the last epoch of the second module
+    part = fit("part", resume=True)
+    assert part.accuracy == whole.accuracy
+    for a, b in zip(part.modules, whole.modules, strict=True):
+        assert (a.train_loss, a.transport_cost, a.val_accuracy) == (b.train_loss, b.transport_cost, b.val_accuracy)
+        assert (a.cache_read_bytes, a.cache_write_bytes) == (b.cache_read_bytes, b.cache_write_bytes)
+    assert part.seconds.total >= part.seconds.training + part.seconds.cache
+
+
+def test_the_same_trainer_resumes_what_it_paused(fit: Fit, whole: Whole) -> None:
+    trainer = Trainer(net(), config(), run_dir=fit.path("part"), callbacks=[At("on_step_end", 7, pause)])
+    data = samples(26), samples(9, 1), samples(9, 2)
+    assert trainer.fit(*data).status == "paused"
+    assert trainer.fit(*data, resume=True).status == "completed"
+    assert fit.weights("part") == whole()
+
+
+def test_a_finished_run_resumes_to_itself(fit: Fit) -> None:
+    first = fit("whole")
+    before = fit.weights("whole")
+    steps: list[int] = []
+    again = fit("whole", resume=True, callbacks=[At("on_step_end", 1, lambda run: steps.append(run.step))])
+    assert steps == []
+    assert fit.weights("whole") == before
+    assert again.accuracy == first.accuracy
+    assert again.modules == first.modules
+
+
+class Counter(Callback):
+    """Counts the steps of all sessions."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_step_end(self, run: RunState) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("step", [1, 6, 10])
+def test_a_callback_gets_its_state_back(fit: Fit, step: int) -> None:
+    fit("part", callbacks=[Counter(), At("on_step_end", step, pause)])
+    counter = Counter()
+    fit("part", callbacks=[counter], resume=True)
+    assert counter.count == STEPS
+
+
+def test_a_callback_that_is_new_on_resume_starts_anew(fit: Fit) -> None:
+    fit("part", callbacks=[At("on_step_end", 4, pause)])
+    counter = Counter()
+    fit("part", callbacks=[counter], resume=True)
+    assert counter.count == STEPS - 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr": 0.01}, {"seed": 1}, {"epochs": 3}, {"batch_size": 4}, {"tau": "off"}, {"optimizer": "adamw"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_settings_are_refused(fit: Fit, changes: dict[str, Any]) -> None:
+    fit("part", callbacks=[At("on_step_end", 1, pause)])
+    with pytest.raises(RunDirError, match=rf"other settings: {next(iter(changes))}\b") as caught:
+        fit("part", resume=True, **changes)
+    assert caught.value.hint
+
+
+def test_another_model_is_refused(fit: Fit) -> None:
+    fit("part", callbacks=[At("on_step_end", 1, pause)])
+    with pytest.raises(RunDirError, match="the model"):
+        fit("part", resume=True, model=net(channels=8))
+
+
+def test_other_data_are_refused(fit: Fit) -> None:
+    fit("part", callbacks=[At("on_step_end", 1, pause)])
+    images, labels = samples(26).tensors
+    for other in (samples(27), TensorDataset(images, labels.flip(0))):
+        with pytest.raises(RunDirError, match="the data"):
+            fit("part", resume=True, train=other)
+    with pytest.raises(RunDirError, match="the data"):
+        fit("part", resume=True, val=None)
+
+
+def test_nothing_to_resume(fit: Fit) -> None:
+    with pytest.raises(RunDirError, match="not a run directory"):
+        fit("absent", resume=True)
+    assert not fit.path("absent").exists()
+
+
+def test_a_run_directory_that_was_never_finished_making_is_no_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise CrashError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ondevice_trgl.model.store.ModuleStore.keep_rest", full)
+        with pytest.raises(CrashError):
+            fit("part")
+    with pytest.raises(RunDirError, match="not a run directory"):
+        fit("part", resume=True)
+    assert fit("part", force=True).status == "completed"
+
+
+def poisoned(count: int, index: int, value: float) -> TensorDataset:
+    images, labels = samples(count).tensors
+    images[index, 0, 3, 3] = value
+    return TensorDataset(images, labels)
+
+
+@pytest.mark.parametrize(("index", "value", "kind"), [(0, float("nan"), "NaN"), (25, float("inf"), "infinity")])
+def test_a_bad_sample_is_named_and_the_run_resumes_once_it_is_clean(
+    fit: Fit, whole: Whole, index: int, value: float, kind: str
+) -> None:
+    with pytest.raises(NonFiniteError, match=rf"{kind} in the training data, sample {index}\b"):
+        fit("part", train=poisoned(26, index, value))
+    if index:  # the first samples are looked at before anything is written
+        fit("part", resume=True)
+        assert fit.weights("part") == whole()
+
+
+@pytest.mark.parametrize(("split", "words"), [("val", "validation"), ("test", "test")])
+def test_a_bad_sample_outside_of_training_is_named_too(fit: Fit, split: str, words: str) -> None:
+    data: dict[str, Any] = {split: poisoned(9, 7, float("nan"))}
+    with pytest.raises(NonFiniteError, match=rf"NaN in the {words} data, sample 7\b"):
+        fit("part", **data)
+
+
+def test_a_diverging_run_says_where_and_leaves_finite_weights(fit: Fit) -> None:
+    with pytest.raises(NonFiniteError, match=r"the loss is .* lap 0, module 0 \(stem.*\), epoch 0, step [12]\b"):
+        fit("part", lr=1e30)
+    files = sorted((fit.path("part") / "modules").glob("*.safetensors"))
+    from safetensors.torch import load_file
+
+    tensors = [tensor for file in files for tensor in load_file(file).values()]
+    assert tensors
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+    with pytest.raises(NonFiniteError):  # it can be resumed: to the same end
+        fit("part", lr=1e30, resume=True)
+
+
+def test_a_module_that_diverges_in_its_last_step_is_caught_before_it_is_kept(fit: Fit) -> None:
+    with pytest.raises(NonFiniteError, match="module 0"):
+        fit("part", lr=1e38, epochs=1, batch_size=26)
+
+
+def test_a_shape_that_differs_between_the_sets_is_refused(fit: Fit) -> None:
+    wide = TensorDataset(torch.zeros(6, 1, 6, 7), torch.arange(6) % 3)
+    with pytest.raises(DataError, match="val set"):
+        fit("part", val=wide)
+    assert not fit.path("part").exists()

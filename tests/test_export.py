@@ -1,0 +1,110 @@
+"""The weights out of a run, readable without this package."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ondevice_trgl import RunDirError, UsageError
+from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.registry import load_data
+from ondevice_trgl.export import export_run
+from ondevice_trgl.jobs import Job, train_job
+from ondevice_trgl.model.zoo import build_model
+from ondevice_trgl.report.model import Report
+from ondevice_trgl.runtime.callbacks import Callback, RunState
+
+DATA = "synthetic:1x8x8:3:60"
+MODEL = "resnet-preact-3x4"
+
+
+class Pause(Callback):
+    def on_step_end(self, run: RunState) -> None:
+        run.request_pause()
+
+
+def train(path: Path, *callbacks: Callback) -> Report:
+    config = TrainConfig(budget="64GB", modules=3, epochs=2, threads=1)
+    return train_job(Job(Workload(model=MODEL, data=DATA), config, path, baseline="skip"), callbacks)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    path = tmp_path_factory.mktemp("export") / "run"
+    return path, train(path)
+
+
+def fresh() -> nn.Module:
+    return build_model(MODEL, num_classes=3, in_shape=(1, 8, 8))
+
+
+def test_the_last_head_is_the_users_model(run: tuple[Path, Report], tmp_path: Path) -> None:
+    output = export_run(run[0], format="state-dict", head="last", output=tmp_path / "m.safetensors")
+    assert output == tmp_path / "m.safetensors"
+    model = fresh()
+    model.load_state_dict(load_file(output), strict=True)
+    data = load_data(DATA).test
+    images = torch.stack([image for image, _ in data])
+    with torch.no_grad():
+        accuracy = float((model.eval()(images).argmax(1) == data.labels).double().mean())
+    assert accuracy == run[1].modules[-1].test_accuracy
+
+
+def test_a_head_in_between_comes_with_the_layers_up_to_it(run: tuple[Path, Report], tmp_path: Path) -> None:
+    names = set(fresh().state_dict())
+    sizes = []
+    for head in (0, 1):
+        tensors = load_file(export_run(run[0], format="state-dict", head=head, output=tmp_path / f"{head}"))
+        own = {name for name in tensors if name.startswith("head.")}
+        assert own
+        assert tensors.keys() - own < names
+        sizes.append(len(tensors) - len(own))
+    assert sizes[0] < sizes[1] < len(names)
+
+
+def test_best_is_the_head_that_validation_chose(run: tuple[Path, Report], tmp_path: Path) -> None:
+    path, report = run
+    best = report.accuracy.best_head
+    assert best is not None
+    files = [
+        export_run(path, format="state-dict", head=head, output=tmp_path / str(head)) for head in ("best", str(best))
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_exists_needs_force(run: tuple[Path, Report], tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="exists") as caught:
+        export_run(run[0], format="state-dict", head="last", output=output)
+    assert "--force" in caught.value.hint
+    assert output.read_text(encoding="utf-8") == "mine"
+    export_run(run[0], format="state-dict", head="last", output=output, force=True)
+    assert load_file(output).keys() == fresh().state_dict().keys()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_is_no_output(run: tuple[Path, Report], tmp_path: Path, force: bool) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        export_run(run[0], format="state-dict", head="last", output=tmp_path, force=force)
+    with pytest.raises(UsageError, match="is no folder"):
+        export_run(run[0], format="state-dict", head="last", output=tmp_path / "a" / "b", force=force)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_and_heads_that_do_not_exist(run: tuple[Path, Report], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="formats: state-dict") as caught:
+        export_run(run[0], format="onyx", head="last", output=tmp_path / "m")
+    assert "'onyx'" in caught.value.message
+    with pytest.raises(UsageError, match="heads 0 to 2"):
+        export_run(run[0], format="state-dict", head=3, output=tmp_path / "m")
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    train(tmp_path / "run", Pause())
+    with pytest.raises(RunDirError, match="its status is paused"):
+        export_run(tmp_path / "run", format="state-dict", head="last", output=tmp_path / "m")
+    with pytest.raises(RunDirError, match="not a run directory"):
+        export_run(tmp_path, format="state-dict", head="last", output=tmp_path / "m")

@@ -1,0 +1,243 @@
+"""Jobs by name, in this process: what they write, what they refuse, how they end."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ondevice_trgl import (
+    BudgetInfeasibleError,
+    Callback,
+    DataError,
+    RunDirError,
+    RunState,
+    TrainConfig,
+    Trainer,
+    UsageError,
+    jobs,
+)
+from ondevice_trgl.config import Workload
+from ondevice_trgl.errors import UnknownNameError
+from ondevice_trgl.jobs import Job, evaluate_run, plan_job, resume_job, train_job
+from ondevice_trgl.report.model import BaselineReport, read_report
+from tests.report_schema import SCHEMA, conforms
+
+DATA = "synthetic:1x8x8:3:60"
+OTHER = "synthetic:1x8x8:3:90"
+MODEL = "resnet-preact-3x4"
+
+
+def job(run_dir: Path, *, data: str = DATA, model: str = MODEL, force: bool = False, **changes: Any) -> Job:
+    settings: dict[str, Any] = {"budget": "64GB", "modules": 3, "epochs": 2, "threads": 1, **changes}
+    workload = Workload(model=model, data=data)
+    return Job(workload, TrainConfig(**settings), run_dir, force=force, baseline="skip", command="trgl-device train")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("jobs") / "run"
+    assert train_job(job(path)).status == "completed"
+    return path
+
+
+class PauseAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def on_step_end(self, run: RunState) -> None:
+        self.left -= 1
+        if self.left == 0:
+            run.request_pause()
+
+
+def test_the_report_has_every_key_of_the_interface(run: Path) -> None:
+    text = (run / "report.json").read_text(encoding="utf-8")
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert conforms(record, SCHEMA) == []
+    assert record["status"] == "completed"
+    assert record["plan"]["batch_size"] == record["plan"]["micro_batch_size"] * record["plan"]["grad_accum_steps"]
+    assert len(record["modules"]) == record["plan"]["num_modules"]
+    assert record["measured_peak_bytes"] >= max(module["measured_peak_bytes"] for module in record["modules"])
+    assert record["measured_peak_bytes"] >= record["floor_bytes"] // 2
+
+
+def test_a_run_leaves_its_files_and_no_activations(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"report.json", "report.html", "model.safetensors", "events.jsonl", "config.json", "plan.json"} <= names
+    assert "cache" not in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert events == ["module_start", "epoch", "epoch", "module_end"] * 3
+
+
+@pytest.mark.parametrize("head", ["best", "last", "0", "1", "2"])
+def test_evaluate_reproduces_the_report(run: Path, head: str) -> None:
+    report = read_report(run)
+    result = evaluate_run(run, head=head)
+    index = result["head"]
+    assert index == {"best": report.accuracy.best_head, "last": 2}.get(head, int(head) if head.isdigit() else None)
+    assert result["accuracy"] == report.modules[index].test_accuracy
+    assert (result["matches_report"], result["data"]) == (True, DATA)
+    assert result["samples"] == report.workload["samples"]["test"]
+
+
+def test_evaluate_notices_another_model_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = read_report(run)
+    wrong = dataclasses.replace(report.modules[2], test_accuracy=0.123)
+    changed = dataclasses.replace(report, modules=(*report.modules[:2], wrong))
+    monkeypatch.setattr(jobs, "read_report", lambda path: changed)
+    assert evaluate_run(run, head="last")["matches_report"] is False
+
+
+def test_evaluate_on_other_data_compares_with_nothing(run: Path) -> None:
+    assert evaluate_run(run, data=OTHER)["matches_report"] is None
+
+
+@pytest.mark.parametrize(
+    ("data", "what"), [("synthetic:1x9x9:3:60", "input shape"), ("synthetic:1x8x8:5:60", "num classes")]
+)
+def test_evaluate_refuses_data_of_another_kind(run: Path, data: str, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        evaluate_run(run, data=data)
+
+
+@pytest.mark.parametrize("head", ["3", "-1", "middle"])
+def test_evaluate_refuses_a_head_that_is_not_there(run: Path, head: str) -> None:
+    with pytest.raises(UsageError, match="heads 0 to 2"):
+        evaluate_run(run, head=head)
+
+
+def test_a_finished_run_resumes_to_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Trainer, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert resume_job(run).status == "completed"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_paused_job_resumes_to_the_same_model(run: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    assert train_job(job(part), [PauseAt(5)]).status == "paused"
+    assert read_report(part).status == "paused"
+    with pytest.raises(RunDirError, match=r"not finished, its status is paused"):
+        evaluate_run(part)
+    assert resume_job(part).status == "completed"
+    assert (part / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert evaluate_run(part)["matches_report"] is True
+
+
+def test_changed_data_are_refused_on_resume(tmp_path: Path) -> None:
+    train_job(job(tmp_path / "run"), [PauseAt(1)])
+    record = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    record["workload"]["data"] = OTHER
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(RunDirError, match="the data have changed"):
+        resume_job(tmp_path / "run")
+
+
+def test_a_run_of_a_program_of_its_own_is_left_to_it(tmp_path: Path) -> None:
+    data = [(torch.full((1, 8, 8), float(i % 2)), i % 2) for i in range(8)]
+    from ondevice_trgl.model.zoo import build_model
+
+    model = build_model(MODEL, num_classes=2, in_shape=(1, 8, 8))
+    settings = TrainConfig(budget="64GB", modules=2, epochs=1, threads=1)
+    Trainer(model, settings, run_dir=tmp_path / "run", callbacks=[PauseAt(1)]).fit(data)
+    with pytest.raises(RunDirError, match="a program of its own") as caught:
+        resume_job(tmp_path / "run")
+    assert "resume=True" in caught.value.hint
+
+
+def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dataclasses.replace(job(tmp_path / "run", epochs=1), baseline="measure")
+    calls: list[str] = []
+
+    def interrupted(*args: object, **kwargs: object) -> BaselineReport:
+        raise KeyboardInterrupt
+
+    def measured(name: str, *args: object, **kwargs: object) -> BaselineReport:
+        calls.append(name)
+        return BaselineReport(status="measured", batch_size=32, micro_batch_size=32, measured_peak_bytes=10**15)
+
+    monkeypatch.setattr(jobs, "measure_baseline", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_job(asked)
+    monkeypatch.setattr(jobs, "measure_baseline", measured)
+    report = resume_job(asked.run_dir)
+    assert calls == ["e2e", "e2e_checkpoint"]
+    assert report == read_report(asked.run_dir)
+    assert report.savings["vs_e2e"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("baseline", "free", "asked"), [("auto", 0, 0), ("auto", 2**60, 2), ("measure", 0, 2)])
+def test_auto_measures_what_is_predicted_to_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str, free: int, asked: int
+) -> None:
+    calls: list[str] = []
+
+    def measured(name: str, *args: object, **kwargs: object) -> BaselineReport:
+        calls.append(name)
+        return BaselineReport(status="did_not_fit", batch_size=32, micro_batch_size=32)
+
+    monkeypatch.setattr(jobs, "measure_baseline", measured)
+    monkeypatch.setattr(jobs, "_free_memory", lambda: free)
+    report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
+    assert len(calls) == asked
+    status = "did_not_fit" if asked else "skipped"
+    assert {name: b.status for name, b in report.baselines.items()} == {"e2e": status, "e2e_checkpoint": status}
+    assert report.savings == {"vs_e2e": None, "vs_e2e_checkpoint": None}
+    assert all(b.reason for b in report.baselines.values()) == (not asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "near"),
+    [
+        ({"model": "resnet-smal"}, "model", "resnet-small"),
+        ({"data": "digit"}, "dataset", "digits"),
+        ({"data": "cifar-10"}, "dataset", "cifar10"),
+    ],
+)
+@pytest.mark.parametrize("call", [plan_job, train_job])
+def test_unknown_names(
+    tmp_path: Path, call: Callable[[Job], object], changes: dict[str, Any], kind: str, near: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=f"unknown {kind}") as caught:
+        call(job(tmp_path / "run", **changes))
+    assert near in caught.value.suggestions
+    assert "valid: " in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_measures_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    report = plan_job(job(tmp_path / "run"))
+    assert (report.status, report.measured_peak_bytes, report.accuracy.test) == ("planned", None, None)
+    assert all(module.measured_peak_bytes is None and module.params > 0 for module in report.modules)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BudgetInfeasibleError):
+        plan_job(job(tmp_path / "run", budget=1_000_000))
+
+
+def test_a_taken_run_directory_is_refused_before_any_data_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "load_workload", lambda *args: pytest.fail("data was read"))
+    with pytest.raises(RunDirError, match="not empty"):
+        train_job(job(run))
+
+
+def test_force_replaces_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train_job(job(path), [PauseAt(1)])
+    assert train_job(job(path, force=True, epochs=1)).status == "completed"
+    assert evaluate_run(path)["matches_report"] is True
+
+
+def test_an_infeasible_budget_leaves_the_run_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train_job(job(path), [PauseAt(1)])
+    with pytest.raises(BudgetInfeasibleError):
+        train_job(job(path, force=True, budget=1_000_000))
+    assert resume_job(path).status == "completed"

@@ -1,0 +1,128 @@
+"""The lean updates equal torch's own optimizers, and drop every gradient."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from ondevice_trgl.trgl.optim import Optimizer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+
+def groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices and kernels alone."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def train(model: nn.Module, step: Callable[[float], None], steps: int = 5) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for i in range(steps):
+        x = torch.randn(6, 2, 4, 4, generator=generator)
+        model(x).square().mean().backward()
+        step(0.1 / (1 + i))
+
+
+def reference(kind: str, momentum: float, decay: float) -> nn.Module:
+    model = network()
+    optimizer: torch.optim.Optimizer
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(groups(model, decay), lr=0.1, momentum=momentum, foreach=False)
+    else:
+        optimizer = torch.optim.AdamW(groups(model, decay), lr=0.1, foreach=False)
+
+    def step(lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train(model, step)
+    return model
+
+
+def lean(model: nn.Module, kind: str, momentum: float, decay: float) -> Optimizer:
+    return Optimizer(kind, dict(model.named_parameters()), momentum=momentum, weight_decay=decay)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("kind", "momentum"), [("sgd", 0.9), ("sgd", 0.0), ("adamw", 0.9)])
+def test_several_steps_equal_torchs_own(kind: str, momentum: float, decay: float) -> None:
+    model = network()
+    train(model, lean(model, kind, momentum, decay).step)
+    for one, two in zip(model.parameters(), reference(kind, momentum, decay).parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_weight_decay_spares_norms_and_biases() -> None:
+    model = network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    lean(model, "sgd", 0.0, 0.5).step(0.1)
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if parameter.ndim >= 2 else 1.0
+        assert torch.allclose(parameter, before[name] * factor), name
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_gradients_are_dropped_and_parameters_without_one_rest(kind: str) -> None:
+    model = network()
+    optimizer = lean(model, kind, 0.9, 0.1)
+    train(model, optimizer.step, 1)
+    assert all(p.grad is None for p in model.parameters())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step(1.0)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_drop_gradients_leaves_nothing_to_step_on() -> None:
+    model = network()
+    optimizer = lean(model, "sgd", 0.9, 0.0)
+    model(torch.randn(2, 2, 4, 4)).sum().backward()
+    optimizer.drop_gradients()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_state_that_is_saved_and_loaded_goes_on_as_if_nothing_had_been(kind: str) -> None:
+    straight, broken = network(), network()
+    train(straight, (one := lean(straight, kind, 0.9, 0.1)).step)
+    train(straight, one.step)
+    train(broken, (two := lean(broken, kind, 0.9, 0.1)).step)
+    state = {name: tensor.clone() for name, tensor in two.state.items()}
+    fresh = lean(broken, kind, 0.9, 0.1)
+    fresh.load(state)
+    train(broken, fresh.step)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "momentum"), [("sgd", 0.9), ("sgd", 0.0), ("adamw", 0.9)])
+def test_stated_state_bytes_are_what_the_state_takes(kind: str, momentum: float) -> None:
+    model = network()
+    optimizer = lean(model, kind, momentum, 0.0)
+    train(model, optimizer.step, 2)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    counters = 4 * len(list(model.parameters())) if kind == "adamw" else 0
+    held = sum(t.untyped_storage().nbytes() for t in optimizer.state.values())
+    assert held - counters == Optimizer.state_bytes(kind, weights, momentum)
+
+
+def test_no_optimizer_class_is_needed(run_python: Callable[..., str]) -> None:
+    run_python(
+        "import sys, torch\n"
+        "from ondevice_trgl.trgl.optim import Optimizer\n"
+        "for kind in ('sgd', 'adamw'):\n"
+        "    p = torch.nn.Parameter(torch.ones(2, 2)); p.grad = torch.ones(2, 2)\n"
+        "    Optimizer(kind, {'p': p}).step(0.1)\n"
+        "    p.grad = torch.ones(2, 2)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
