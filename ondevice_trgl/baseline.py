@@ -5,10 +5,7 @@ that the comparison is with the best that end-to-end can do here. `python -m ond
 request on stdin and prints one JSON answer.
 """
 
-import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ondevice_trgl.child import answer, ask
 from ondevice_trgl.config import TrainConfig, Workload
-from ondevice_trgl.device.allocator import tune
+from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.meter import meter_for
+from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.partition import partition
 from ondevice_trgl.report.model import BaselineReport
@@ -28,8 +27,6 @@ from ondevice_trgl.runtime.workload import load_workload
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 
-_NO_MEMORY = 3
-"""Exit status of a child that was refused memory."""
 _REFUSALS = ("allocate memory", "not enough memory", "out of memory", "could not create a primitive")
 _LEAST_STEPS, _MOST_STEPS, _MOST_SECONDS = 3, 24, 12.0
 
@@ -50,28 +47,38 @@ def measure_baseline(
         "scratch_dir": str(scratch_dir),
         "allocator": allocator,
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "ondevice_trgl.baseline"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode == 0:
-        return BaselineReport(**json.loads(child.stdout.splitlines()[-1]))
-    status, reason = "skipped", child.stderr.strip().splitlines()[-1] if child.stderr.strip() else ""
-    if child.returncode == -signal.SIGKILL:
-        status, reason = "did_not_fit", "killed by the system, most likely for want of memory"
-    elif child.returncode == -signal.SIGINT:
-        reason = "interrupted"
-    elif child.returncode == _NO_MEMORY:
-        status = "did_not_fit"
-    return BaselineReport(
-        status=status,
-        batch_size=batch_size,
-        micro_batch_size=batch_size,
-        reason=reason or f"the process ended with status {child.returncode}",
-    )
+    status, reason = "skipped", ""
+    try:
+        ended = ask("ondevice_trgl.baseline", request)
+        if ended.answer is not None:
+            return BaselineReport(**ended.answer)
+        reason = ended.last_words
+        if ended.returncode == -signal.SIGKILL:
+            status, reason = "did_not_fit", "killed by the system, most likely for want of memory"
+        elif ended.returncode == -signal.SIGINT:
+            reason = "interrupted"
+    except TrglError as error:
+        reason = error.message
+    return BaselineReport(status=status, batch_size=batch_size, micro_batch_size=batch_size, reason=reason)
+
+
+def _work(request: dict[str, Any]) -> dict[str, Any]:
+    tune(request["allocator"])
+    try:
+        return vars(_measure(request))
+    except (TrglError, RuntimeError, MemoryError) as error:
+        if not _lacks_memory(error):
+            raise
+        batch = request["batch_size"]
+        words = str(error).strip().splitlines()
+        return vars(
+            BaselineReport(
+                status="did_not_fit",
+                batch_size=batch,
+                micro_batch_size=batch,
+                reason=words[0] if words else type(error).__name__,
+            )
+        )
 
 
 def _measure(request: dict[str, Any]) -> BaselineReport:
@@ -95,6 +102,8 @@ def _measure(request: dict[str, Any]) -> BaselineReport:
         config.optimizer, dict(model.named_parameters()), momentum=config.momentum, weight_decay=config.weight_decay
     )
     buffer = buffer_for(batch, data.input_shape, torch.float32)
+    release_memory()  # as the module-wise run does before it trains
+    release_code_pages()
     floor = meter.current_bytes()
     steps_per_epoch = len(data.train) // batch
     wanted = min(max(steps_per_epoch, _LEAST_STEPS), _MOST_STEPS)
@@ -146,18 +155,5 @@ def _lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-def main() -> int:
-    """Answer the request on stdin. 1 with the reason on stderr where the work cannot be done, 3 for want of memory."""
-    request = json.load(sys.stdin)
-    tune(request["allocator"])
-    try:
-        report = _measure(request)
-    except (TrglError, RuntimeError, MemoryError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n".replace("\n", " ").strip() + "\n")
-        return _NO_MEMORY if _lacks_memory(error) else 1
-    sys.stdout.write(json.dumps(vars(report)) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(answer(_work))

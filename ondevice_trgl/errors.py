@@ -18,7 +18,8 @@ A message names the bad value, what was expected, and the way out.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class TrglError(Exception):
@@ -108,3 +109,18 @@ class StorageError(TrglError):
 
 class DamagedFileError(StorageError):
     """A file is torn, foreign or altered."""
+
+
+def to_record(error: TrglError) -> dict[str, Any]:
+    """`error` as JSON-ready values, to be handed from one process to another."""
+    return {"class": type(error).__name__, "text": str(error), "own": dict(vars(error))}
+
+
+def from_record(record: Mapping[str, Any]) -> TrglError:
+    """The error that `to_record` recorded; a class that this process does not have becomes a TrglError."""
+    found = globals().get(record["class"])
+    kind = found if isinstance(found, type) and issubclass(found, TrglError) else TrglError
+    error = kind.__new__(kind)
+    Exception.__init__(error, record["text"])
+    vars(error).update(record["own"])
+    return error

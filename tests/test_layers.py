@@ -19,6 +19,7 @@ MAX_LINES = 320
 # renderers, so it stands above the run and they below it.
 ROOMS = (
     "errors",
+    "child",
     "units",
     "buffers",
     "config",
@@ -34,6 +35,8 @@ ROOMS = (
     "export",
     "report",
     "jobs",
+    "named_run",
+    "preparation",
     "cli",
 )
 DOORS = {

@@ -1,5 +1,6 @@
 """A network as a chain of segments: its graph cut wherever exactly one tensor crosses."""
 
+import dataclasses
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Chain:
     """A traced network: `segments` composed in order are the network."""
 
     model: nn.Module
+    graph: fx.Graph
     in_shape: Shape
     """Of one sample."""
     in_dtype: torch.dtype
@@ -65,14 +67,27 @@ def trace(model: nn.Module, example_input: Tensor) -> Chain:
             f"{type(model).__name__} returns a tensor of shape {result.meta['shape']}, expected (batch, classes)",
             hint="wrap the network so that it returns one row of logits for each sample",
         )
+    return chain_from(model, graph, tuple(example_input.shape[1:]), example_input.dtype)
+
+
+def chain_from(
+    model: nn.Module,
+    graph: fx.Graph,
+    in_shape: Shape,
+    in_dtype: torch.dtype,
+    names: list[tuple[str, tuple[str, ...]]] | None = None,
+) -> Chain:
+    """The chain of a graph whose nodes carry shapes. `names` are names and ends of the segments, where they are known.
+
+    No tensor of `model` is read, only shapes.
+    """
     segments = tuple(_segments(model, graph))
-    return Chain(
-        model=model,
-        in_shape=tuple(example_input.shape[1:]),
-        in_dtype=example_input.dtype,
-        num_outputs=int(result.meta["shape"][1]),
-        segments=segments,
-    )
+    if names is not None:
+        pairs = zip(segments, names, strict=True)
+        segments = tuple(dataclasses.replace(segment, name=name, ends=ends) for segment, (name, ends) in pairs)
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    assert isinstance(result, fx.Node)
+    return Chain(model, graph, in_shape, in_dtype, int(result.meta["shape"][1]), segments)
 
 
 def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:

@@ -72,8 +72,8 @@ class Cost:
 
     parameters: int
     buffers: int
-    largest: int
-    """Parameter."""
+    sizes: tuple[int, ...]
+    """Of its parameters, in the order of the update."""
     saved: Affine
     """Alive behind the forward pass for its own backward pass."""
     output: Affine
@@ -93,7 +93,7 @@ class Costs:
 
     segments: tuple[Cost, ...]
     heads: tuple[Cost | None, ...]
-    """Behind segment i; None behind the last, and where the chosen head does not fit the layout."""
+    """Behind segment i; None behind the last."""
     input_bytes: int
     """Of one sample."""
     output_bytes: tuple[int, ...]
@@ -118,8 +118,7 @@ class Costs:
         resident = parameters + sum(part.buffers for part in parts)
         resident += Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
         resident += micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
-        update = parameters + Optimizer.update_bytes(self.optimizer, max(part.largest for part in parts))
-        peak, alive, passed, rest = float(update), 0.0, 0.0, float(parameters)
+        peak, alive, passed, rest = 0.0, 0.0, 0.0, float(parameters)
         for index, part in enumerate(parts):
             rest -= part.parameters
             before = parameters if accumulate else 0  # gradients of earlier micro-batches
@@ -131,6 +130,9 @@ class Costs:
             peak = max(peak, alive + backward(micro_batch) + behind)
             alive += part.saved(micro_batch)
             passed = part.output(micro_batch)
+        for size in (size for part in parts for size in part.sizes):  # the update drops one gradient after the other
+            peak = max(peak, parameters + Optimizer.update_bytes(self.optimizer, size))
+            parameters -= size
         return int(resident + peak)
 
 
@@ -199,7 +201,7 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
     return Cost(
         parameters=sum(sizes),
         buffers=total - sum(sizes),
-        largest=max(sizes, default=0),
+        sizes=tuple(sizes),
         saved=Affine.through(small.saved, large.saved),
         output=Affine.through(small.output, large.output),
         keeps_input=large.keeps_input,

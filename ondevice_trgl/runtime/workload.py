@@ -10,13 +10,10 @@ from ondevice_trgl.data.registry import DataBundle, load_data
 from ondevice_trgl.model.zoo import build_model, check_model_name, needs_channels
 
 
-def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tuple[DataBundle, nn.Module]:
-    """Datasets and a model with fresh weights drawn from `seed`. Raises TrglError.
-
-    Memory: the model's weights; large datasets go to a file in `scratch_dir`.
-    """
+def load_bundle(workload: Workload, seed: int, scratch_dir: Path | None) -> DataBundle:
+    """The datasets, in the shape that the model needs; large ones go to a file in `scratch_dir`. Raises TrglError."""
     check_model_name(workload.model)
-    data = load_data(
+    return load_data(
         workload.data,
         root=None if workload.data_root is None else Path(workload.data_root),
         image_size=workload.image_size,
@@ -25,10 +22,19 @@ def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tu
         seed=seed,
         scratch_dir=scratch_dir,
     )
+
+
+def build_for(workload: Workload, data: DataBundle, seed: int) -> nn.Module:
+    """The model with fresh weights drawn from `seed`, all of them in memory. Raises TrglError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(workload.model, num_classes=data.num_classes, in_shape=data.input_shape)
-    return data, model
+        return build_model(workload.model, num_classes=data.num_classes, in_shape=data.input_shape)
+
+
+def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tuple[DataBundle, nn.Module]:
+    """Datasets and model. Raises TrglError."""
+    data = load_bundle(workload, seed, scratch_dir)
+    return data, build_for(workload, data, seed)
 
 
 def scratch_beside(path: Path) -> Path:

@@ -89,9 +89,9 @@ class Optimizer:
             parameter.grad = None
 
     @staticmethod
-    def update_bytes(kind: str, largest: int) -> int:
-        """Bytes of temporaries in `step` beside parameters, gradients and state; `largest` parameter's bytes."""
-        return {"sgd": 0, "adamw": 2 * largest}[kind]
+    def update_bytes(kind: str, parameter_bytes: int) -> int:
+        """Bytes of temporaries while one parameter of `parameter_bytes` is updated."""
+        return {"sgd": 0, "adamw": 2 * parameter_bytes}[kind]
 
     @staticmethod
     def state_bytes(kind: str, parameter_bytes: int, momentum: float) -> int:

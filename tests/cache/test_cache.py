@@ -162,7 +162,7 @@ def test_a_disk_too_small_is_refused_before_the_first_row(tmp_path: Path, monkey
 
 
 def test_too_little_free_space_is_refused_before_the_file_is_made(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 0, ROWS * 24 - 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 0, ROWS * 24 - 1))
     with pytest.raises(StorageError) as caught:
         DiskCache(tmp_path / "b", ROWS, SHAPE, "fp32")
     assert_says_how_much_and_what_to_do(caught.value)

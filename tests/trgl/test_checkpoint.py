@@ -54,8 +54,8 @@ def test_gradients_statistics_and_draws_are_those_of_the_plain_network(name: str
     assert torch.allclose(x_plain.grad, x_pieces.grad, atol=1e-6)
     for (key, one), two in zip(plain.named_parameters(), pieces.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, rtol=1e-5, atol=1e-6), key  # type: ignore[arg-type]
-    for (key, one), two in zip(plain.named_buffers(), pieces.buffers(), strict=True):
-        assert torch.equal(one, two), key
+    for (key, buffer), twin in zip(plain.named_buffers(), pieces.buffers(), strict=True):
+        assert torch.equal(buffer, twin), key
 
 
 def test_statistics_are_put_back_where_backward_fails() -> None:

@@ -1,0 +1,244 @@
+"""A traced network as JSON, and back: the layers and the graph, without weights and without the code they came from.
+
+The process that trains needs neither torchvision (84 MB) nor whatever else a model's own module imports. Nothing is
+unpickled: layers are of `torch.nn`, functions of torch and `operator`; whatever else a network holds has no blueprint.
+"""
+
+import builtins
+import importlib
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ondevice_trgl.errors import DamagedFileError, PartitionError
+from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.trace import Chain, chain_from
+
+_LAYERS = "torch.nn.modules."
+_FUNCTIONS: dict[str, Any] = {
+    "torch": torch,
+    "torch.nn.functional": torch.nn.functional,
+    "torch._C._nn": torch._C._nn,
+    "_operator": operator,
+    "operator": operator,
+}
+_OF_LAYERS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+_HOOKS = {name for name in nn.Module().__dict__ if name not in _OF_LAYERS}
+
+
+class NoBlueprint(PartitionError):  # noqa: N818 -- a network without one is no fault of anyone's
+    """The network holds something that JSON cannot say; it has to be built by its own code."""
+
+
+def to_blueprint(chain: Chain) -> dict[str, Any]:
+    """`chain` as JSON-ready values. Raises NoBlueprint."""
+    names: dict[int, str] = {}
+    layers = {}
+    for node in chain.graph.nodes:
+        if node.op == "call_module" and node.target not in layers:
+            layers[str(node.target)] = _layer(chain.model.get_submodule(str(node.target)), str(node.target), names)
+    constants = {}
+    for node in chain.graph.nodes:
+        if node.op == "get_attr" and node.target != "training":
+            value = operator.attrgetter(str(node.target))(chain.model)
+            owned = {name for name, _ in [*chain.model.named_parameters(), *chain.model.named_buffers()]}
+            if not isinstance(value, Tensor) or node.target not in owned or node.target not in state_of(chain.model):
+                raise NoBlueprint(f"{node.target} is a constant of the trace")
+            constants[str(node.target)] = _tensor(value, str(node.target), names)
+    return {
+        "layers": layers,
+        "constants": constants,
+        "nodes": [_node(node) for node in chain.graph.nodes],
+        "in_shape": list(chain.in_shape),
+        "in_dtype": _name_of(chain.in_dtype),
+        "segment_names": [[segment.name, list(segment.ends)] for segment in chain.segments],
+    }
+
+
+def _tensor(value: Tensor, name: str, names: dict[int, str]) -> dict[str, Any]:
+    first = names.setdefault(id(value), name)
+    return {
+        "shape": list(value.shape),
+        "dtype": _name_of(value.dtype),
+        "trained": isinstance(value, nn.Parameter),
+        "grad": value.requires_grad,
+        "same_as": None if first == name else first,
+    }
+
+
+def _layer(layer: nn.Module, path: str, names: dict[int, str]) -> dict[str, Any]:
+    kind = type(layer)
+    if not kind.__module__.startswith(_LAYERS) or layer._non_persistent_buffers_set:
+        raise NoBlueprint(f"{path} is a {kind.__module__}.{kind.__qualname__}")
+    own = {name: value for name, value in layer.__dict__.items() if name not in _HOOKS | _OF_LAYERS}
+    if any(hooks for name, hooks in layer.__dict__.items() if name in _HOOKS and isinstance(hooks, dict)):
+        raise NoBlueprint(f"{path} has hooks")
+    tensors = {**layer._parameters, **layer._buffers}
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "own": {name: _plain(value, f"{path}.{name}") for name, value in own.items()},
+        "tensors": {
+            name: None if value is None else _tensor(value, f"{path}.{name}", names) for name, value in tensors.items()
+        },
+        "parameters": list(layer._parameters),
+        "children": {
+            name: _layer(child, f"{path}.{name}", names) for name, child in layer._modules.items() if child is not None
+        },
+    }
+
+
+def _node(node: fx.Node) -> dict[str, Any]:
+    target: Any = node.target
+    if node.op == "call_function":
+        target = _function_name(node.target)
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": target,
+        "args": [_plain(value, node.name) for value in node.args],
+        "kwargs": {name: _plain(value, node.name) for name, value in node.kwargs.items()},
+        "shape": list(node.meta["shape"]) if "shape" in node.meta else None,
+        "dtype": _name_of(node.meta["dtype"]) if "dtype" in node.meta else None,
+    }
+
+
+def _function_name(function: Any) -> str:
+    if function is getattr:
+        return "builtins.getattr"
+    name = getattr(function, "__name__", "")
+    for place, home in _FUNCTIONS.items():
+        if getattr(home, name, None) is function:
+            return f"{place}.{name}"
+    raise NoBlueprint(f"the network calls {getattr(function, '__module__', '')}.{name}")
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` as JSON, everything but numbers, text and lists behind a tag."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": _name_of(value)}
+    if isinstance(value, slice):
+        return {"slice": [_plain(part, where) for part in (value.start, value.stop, value.step)]}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item, where) for item in value]}
+    if isinstance(value, list):
+        return [_plain(item, where) for item in value]
+    raise NoBlueprint(f"{where} holds a {type(value).__name__}")
+
+
+def from_blueprint(record: dict[str, Any]) -> Chain:
+    """The chain again; its tensors have shapes and undefined content. Raises DamagedFileError."""
+    try:
+        return _Builder(record).chain()
+    except DamagedFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DamagedFileError(f"the blueprint cannot be read: {error!r}") from error
+
+
+class _Builder:
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+        self.root = nn.Module()
+        self.tensors: dict[str, Tensor] = {}
+        self.nodes: dict[str, fx.Node] = {}
+
+    def chain(self) -> Chain:
+        for path, layer in self.record["layers"].items():
+            holder, name = self._holder(path)
+            holder.add_module(name, self._layer(layer, path))
+        for path, tensor in self.record["constants"].items():
+            holder, name = self._holder(path)
+            self._attach(holder, name, self._tensor(tensor, path), is_parameter=tensor["trained"])
+        graph = fx.Graph()
+        for node in self.record["nodes"]:
+            target = self._function(node["target"]) if node["op"] == "call_function" else node["target"]
+            looked_up = node["args"][1:2] if target is builtins.getattr else [target]
+            if node["op"] in ("call_function", "call_method") and str(looked_up[0]).startswith("_"):
+                raise DamagedFileError(f"the blueprint uses {looked_up[0]}, which is private")
+            args = tuple(self._value(value) for value in node["args"])
+            kwargs = {name: self._value(value) for name, value in node["kwargs"].items()}
+            made = graph.create_node(node["op"], target, args, kwargs, name=node["name"])
+            if node["shape"] is not None:
+                made.meta["shape"] = tuple(node["shape"])
+                made.meta["dtype"] = getattr(torch, node["dtype"])
+            self.nodes[node["name"]] = made
+        names = [(name, tuple(ends)) for name, ends in self.record["segment_names"]]
+        dtype = getattr(torch, self.record["in_dtype"])
+        return chain_from(self.root, graph, tuple(self.record["in_shape"]), dtype, names)
+
+    def _holder(self, path: str) -> tuple[nn.Module, str]:
+        *parts, name = path.split(".")
+        module = self.root
+        for part in parts:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        return module, name
+
+    def _layer(self, record: dict[str, Any], path: str) -> nn.Module:
+        place, _, kind = record["class"].rpartition(".")
+        found = getattr(importlib.import_module(place), kind) if place.startswith(_LAYERS) else None
+        if not isinstance(found, type) or not issubclass(found, nn.Module):
+            raise DamagedFileError(f"the blueprint names {record['class']}, which is no layer of torch.nn")
+        layer = found.__new__(found)
+        nn.Module.__init__(layer)
+        for name, value in record["own"].items():
+            layer.__dict__[name] = self._value(value)
+        for name, tensor in record["tensors"].items():
+            value = None if tensor is None else self._tensor(tensor, f"{path}.{name}")
+            self._attach(layer, name, value, is_parameter=name in record["parameters"])
+        for name, child in record["children"].items():
+            layer.add_module(name, self._layer(child, f"{path}.{name}"))
+        return layer
+
+    @staticmethod
+    def _attach(layer: nn.Module, name: str, value: Tensor | None, *, is_parameter: bool) -> None:
+        if is_parameter:
+            assert value is None or isinstance(value, nn.Parameter)
+            layer.register_parameter(name, value)
+        else:
+            layer.register_buffer(name, value)
+
+    def _tensor(self, record: dict[str, Any], path: str) -> Tensor:
+        if record["same_as"] is not None:
+            return self.tensors[record["same_as"]]
+        value = torch.empty(record["shape"], dtype=getattr(torch, record["dtype"]))
+        self.tensors[path] = nn.Parameter(value, requires_grad=record["grad"]) if record["trained"] else value
+        return self.tensors[path]
+
+    def _function(self, name: str) -> Any:
+        if name == "builtins.getattr":
+            return builtins.getattr
+        place, _, attribute = name.rpartition(".")
+        # of torch itself operators alone: torch.load and its like have no place in a graph
+        known = place in _FUNCTIONS and (place != "torch" or hasattr(torch._C._VariableFunctions, attribute))
+        if not known or attribute.startswith("_"):
+            raise DamagedFileError(f"the blueprint calls {name}, which is no operator of torch")
+        return getattr(_FUNCTIONS[place], attribute)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._value(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((tag, inside),) = value.items()
+        match tag:
+            case "node":
+                return self.nodes[inside]
+            case "dtype":
+                return getattr(torch, inside)
+            case "slice":
+                return slice(*(self._value(part) for part in inside))
+            case "tuple":
+                return tuple(self._value(item) for item in inside)
+        raise DamagedFileError(f"the blueprint holds an unknown {tag!r}")

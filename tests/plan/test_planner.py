@@ -1,0 +1,198 @@
+"""The plan: fewest modules first, smaller micro-batches only when needed, and refusals that tell the way out."""
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.errors import BudgetInfeasibleError, PartitionError, UsageError
+from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.model.zoo import build_model
+from ondevice_trgl.plan.estimate import Costs, estimate
+from ondevice_trgl.plan.planner import Plan, make_plan
+
+FLOOR, ROWS, TRAIN_ROWS = 200_000_000, 1000, 800
+GENEROUS = 10**12
+
+
+@cache
+def work(head: str = "mlp", optimizer: str = "sgd") -> tuple[Chain, Costs]:
+    torch.manual_seed(0)
+    model = build_model("resnet-preact-6x16", num_classes=10, in_shape=(3, 32, 32))
+    chain = trace(model, torch.randn(2, 3, 32, 32))
+    return chain, estimate(chain, TrainConfig(head=head, optimizer=optimizer))
+
+
+def plan(budget: int, *, train_rows: int = TRAIN_ROWS, floor: int = FLOOR, **settings: Any) -> Plan:
+    config = TrainConfig(**settings)
+    chain, costs = work(config.head, config.optimizer)
+    return make_plan(chain, costs, config, budget_bytes=budget, floor_bytes=floor, rows=ROWS, train_rows=train_rows)
+
+
+def refusal(budget: int, **settings: Any) -> BudgetInfeasibleError:
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        plan(budget, **settings)
+    return caught.value
+
+
+def test_a_generous_budget_gives_two_modules_at_the_full_batch_and_says_that_end_to_end_fits() -> None:
+    made = plan(GENEROUS)
+    assert (made.num_modules, made.micro_batch_size, made.grad_accum_steps) == (2, 32, 1)
+    assert any("end-to-end would fit" in reason for reason in made.reasons)
+    assert made.end_to_end_bytes > made.peak_bytes
+
+
+def test_shrinking_budgets_first_take_more_modules_then_smaller_micro_batches() -> None:
+    seen: list[tuple[int, int]] = []
+    budget = plan(GENEROUS).peak_bytes
+    while True:
+        try:
+            made = plan(budget)
+        except BudgetInfeasibleError:
+            break
+        assert made.peak_bytes <= budget
+        seen.append((-made.micro_batch_size, made.num_modules))
+        budget = made.peak_bytes - 1
+    assert seen == sorted(seen)
+    assert len(seen) == len(set(seen))
+    assert (-32, 7) in seen  # every module is tried before the micro-batch shrinks
+    assert any(micro > -32 for micro, _ in seen)
+
+
+@given(budget=st.integers(200_000_000, 300_000_000))
+def test_no_plan_exceeds_its_budget_and_none_has_a_simpler_one_within(budget: int) -> None:
+    needed = refusal(1).smallest_feasible_budget_bytes
+    if budget <= needed - 1_000_000:
+        assert refusal(budget).smallest_feasible_budget_bytes == needed
+        return
+    if budget < needed:  # the refusal rounds up to a megabyte
+        return
+    made = plan(budget)
+    assert made.peak_bytes <= budget
+    assert made.batch_size == made.micro_batch_size * made.grad_accum_steps == 32
+    if made.num_modules > 2:
+        with pytest.raises(BudgetInfeasibleError):
+            plan(budget, modules=made.num_modules - 1, micro_batch=made.micro_batch_size)
+    if made.micro_batch_size < 32:
+        with pytest.raises(BudgetInfeasibleError):
+            plan(budget, micro_batch=2 * made.micro_batch_size)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"modules": 1},
+        {"modules": 3},
+        {"modules": 2, "micro_batch": 32},
+        {"micro_batch": 4},
+        {"modules": ("blocks.1", "blocks.3")},
+        {"cache": "memory"},
+        {"optimizer": "adamw", "head": "mlp-sr"},
+    ],
+    ids=str,
+)
+def test_the_smallest_feasible_budget_given_back_works_and_is_near_the_smallest(settings: dict[str, Any]) -> None:
+    error = refusal(1, **settings)
+    assert error.budget_bytes == 1
+    needed = error.smallest_feasible_budget_bytes
+    assert plan(needed, **settings).peak_bytes <= needed
+    assert f"{needed // 1_000_000}MB" in error.hint
+    assert needed % 1_000_000 == 0
+    assert refusal(needed - 1_000_000, **settings).smallest_feasible_budget_bytes == needed
+
+
+def test_a_budget_below_the_floor_says_so() -> None:
+    assert "the floor alone is above it" in refusal(FLOOR - 1).message
+    assert "the floor alone" not in refusal(FLOOR + 1).message
+
+
+def test_a_refusal_names_the_module_the_bytes_and_the_flags_that_lower_them() -> None:
+    error = refusal(FLOOR, modules=2, micro_batch=32, optimizer="adamw", head="conv")
+    for word in ("module 0", "at micro-batch 32", "is the floor"):
+        assert word in error.message
+    for way in ("--modules auto", "--micro-batch auto", "--optimizer sgd", "--head pooled-linear", "--image-size"):
+        assert way in error.hint
+    assert "--modules auto" not in refusal(FLOOR).hint
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7])
+def test_a_number_of_modules_is_kept(count: int) -> None:
+    made = plan(GENEROUS, modules=count)
+    assert made.num_modules == count
+    assert f"{count} modules, as asked" in made.reasons
+
+
+def test_a_number_of_modules_is_balanced_by_peak() -> None:
+    chain, _ = work()
+    peaks = plan(GENEROUS, modules=3).peak_bytes
+    names = [segment.ends[0] for segment in chain.segments[:-1]]
+    every = [plan(GENEROUS, modules=(a, b)).peak_bytes for i, a in enumerate(names) for b in names[i + 1 :]]
+    assert peaks == min(every)
+
+
+def test_named_boundaries_are_kept_whatever_the_budget() -> None:
+    chain, _ = work()
+    tight = refusal(1, modules=("blocks.1", "blocks.3")).smallest_feasible_budget_bytes
+    made = plan(tight, modules=("blocks.1", "blocks.3"))
+    ends = [chain.segments[bound - 1].ends[0] for bound in made.bounds[1:-1]]
+    assert ends == ["blocks.1", "blocks.3"]
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"modules": 8}, "1 to 7"), ({"modules": ("block.1",)}, "blocks.1")])
+def test_modules_that_cannot_be_had_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PartitionError, match=message):
+        plan(GENEROUS, **settings)
+
+
+@pytest.mark.parametrize("micro", [1, 8, 32])
+def test_a_micro_batch_is_kept(micro: int) -> None:
+    made = plan(GENEROUS, micro_batch=micro)
+    assert (made.micro_batch_size, made.grad_accum_steps) == (micro, 32 // micro)
+
+
+@pytest.mark.parametrize(("train_rows", "micro"), [(20, 16), (7, 2), (1, 32), (800, 8)])
+def test_few_samples_make_a_smaller_batch_that_the_micro_batch_divides(train_rows: int, micro: int) -> None:
+    made = plan(GENEROUS, train_rows=train_rows, micro_batch=micro)
+    assert made.batch_size == min(32, train_rows)
+    assert made.batch_size % made.micro_batch_size == 0
+    assert made.micro_batch_size <= micro
+    assert any("training samples" in reason for reason in made.reasons) == (train_rows < 32)
+
+
+def test_the_memory_tier_counts_in_the_budget_and_the_disk_tier_does_not() -> None:
+    disk, memory = plan(GENEROUS), plan(GENEROUS, cache="memory")
+    row = 16 * 32 * 32 * 4
+    assert disk.cache_tier == "disk"
+    assert memory.peak_bytes - disk.peak_bytes == 2 * ROWS * row
+    assert plan(GENEROUS, cache="memory", cache_dtype="bf16").peak_bytes - disk.peak_bytes == ROWS * row
+
+
+def test_cache_bytes_are_the_two_boundaries_that_stand_at_one_time() -> None:
+    row = 16 * 32 * 32 * 4
+    assert plan(GENEROUS, modules=1).cache_bytes == 0
+    assert plan(GENEROUS, modules=2).cache_bytes == ROWS * row
+    assert plan(GENEROUS, modules=3).cache_bytes == 2 * ROWS * row
+    assert plan(GENEROUS, modules=3, cache_dtype="fp16").cache_bytes == ROWS * row
+
+
+def test_a_cache_limit_that_no_plan_keeps_is_refused_with_the_least_bytes() -> None:
+    with pytest.raises(UsageError, match="caches 62 MiB or more on disk") as caught:
+        plan(GENEROUS, cache_limit="1MB")
+    assert "--cache-limit" in caught.value.hint
+
+
+def test_the_floor_is_part_of_every_peak() -> None:
+    low, high = plan(GENEROUS, floor=0), plan(GENEROUS, floor=FLOOR)
+    assert [b - a for a, b in zip(low.predicted_peak_bytes, high.predicted_peak_bytes, strict=True)] == [FLOOR, FLOOR]
+
+
+def test_a_plan_survives_json() -> None:
+    made = plan(FLOOR + 60_000_000)
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert f"{made.num_modules} modules" in made.summary()
