@@ -4,6 +4,8 @@ Building a model may take torchvision (84 MB), all of its weights at once, and o
 `python -m ondevice_trgl.preparation` reads a request and prints the answer; see `child`.
 """
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +19,15 @@ from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError
 from ondevice_trgl.jobs import Job
-from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
+from ondevice_trgl.model.blueprint import NoBlueprint, from_blueprint, to_blueprint
 from ondevice_trgl.model.partition import group
+from ondevice_trgl.model.store import aliases_of, evict, state_of
+from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.planner import Plan
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime import results
+from ondevice_trgl.runtime.batches import Source
 from ondevice_trgl.runtime.guards import device_named, size
 from ondevice_trgl.runtime.prepare import chain_of, create_run, fresh_head, make_run_plan, sources
 from ondevice_trgl.runtime.run_dir import RunDir
@@ -49,28 +54,64 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         release_memory()
         release_code_pages()
         # the caller will hold what this process holds now, beside what it holds already
-        floor = meter.current_bytes() + request["caller_bytes"] - _BARE + _PROGRESS_BYTES if meter.kind == "rss" else 0
-        model = build_for(job.workload, bundle, job.config.seed)
-        release_code_pages()
+        floor: int | None = (
+            meter.current_bytes() + request["caller_bytes"] - _BARE + _PROGRESS_BYTES if meter.kind == "rss" else 0
+        )
         data = sources(bundle.train, bundle.val, bundle.test)
-        chain = chain_of(model, data)
-        plan = make_run_plan(chain, data, job.config, meter, floor if _has_blueprint(chain) else None)
-        peak = meter.peak_bytes() + request["caller_bytes"] if meter.kind == "rss" else 0
-        if peak > plan.budget_bytes:
-            raise _too_large(plan, peak)
-        workload = _description(job, bundle)
-        if request["what"] == "plan":
-            return {"report": _planned(chain, plan, job, meter, workload).to_dict()}
-        create_run(job.run_dir, chain, data, job.config, plan, force=job.force, workload=workload)
-        return {"peak_bytes": meter.peak_bytes() + request["caller_bytes"] if meter.kind == "rss" else 0}
+        with tempfile.TemporaryDirectory(prefix=".trgl-", dir=scratch_beside(job.run_dir)) as folder:
+            weights = Path(folder) / "weights.safetensors"
+            record, aliases, chain = _built(job, bundle, data, weights)
+            if chain is not None:  # the caller will build the network itself
+                floor = None
+            else:
+                chain = from_blueprint(record)
+            plan = make_run_plan(chain, data, job.config, meter, floor)
+            peak = _tree(meter, request)
+            if peak > plan.budget_bytes:
+                raise _too_large(plan, peak)
+            if floor is not None:
+                chain = from_blueprint(record)  # the plan has evicted the other
+            workload = _description(job, bundle)
+            if request["what"] == "plan":
+                return {"report": _planned(chain, plan, job, meter, workload).to_dict()}
+            create_run(
+                job.run_dir,
+                chain,
+                data,
+                job.config,
+                plan,
+                force=job.force,
+                workload=workload,
+                weights=None if floor is None else (weights, aliases),
+            )
+        return {"peak_bytes": _tree(meter, request)}
 
 
-def _has_blueprint(chain: Chain) -> bool:
+def _tree(meter: PeakMeter, request: dict[str, Any]) -> int:
+    """Peak of this process and its caller together; 0 where device memory is metered."""
+    return int(meter.peak_bytes() + request["caller_bytes"]) if meter.kind == "rss" else 0
+
+
+def _built(
+    job: Job, bundle: DataBundle, data: dict[str, Source], weights: Path
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]], Chain | None]:
+    """Build the network and put its weights into the file `weights`: (blueprint, names in its state dict, None).
+
+    The network is gone afterwards. Where it has no blueprint, it is kept, and returned as the last.
+    """
+    model = build_for(job.workload, bundle, job.config.seed)
+    release_code_pages()
+    chain = chain_of(model, data)
+    release_code_pages()
     try:
-        to_blueprint(chain)
+        record = to_blueprint(chain)
     except NoBlueprint:
-        return False
-    return True
+        return {}, {}, chain
+    write_tensors(weights, state_of(model))
+    aliases = aliases_of(model)
+    evict(model)
+    release_memory()
+    return record, aliases, None
 
 
 def _too_large(plan: Plan, peak: int) -> BudgetInfeasibleError:

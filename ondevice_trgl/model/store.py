@@ -75,6 +75,16 @@ class ModuleStore:
                 found[name] = read_tensors(places[kept], kept.__eq__)[kept]
         fill(model, found, self.folder)
 
+    def move_in(self, weights: Path, index: int, module: nn.Module, head: nn.Module | None, position: Any) -> None:
+        """Save module `index`, whose weights are in the file `weights` under the network's names, and evict it.
+
+        Memory: the weights of that module. Raises DamagedFileError, StorageError.
+        """
+        wanted = state_of(module).keys()
+        fill(module, read_tensors(weights, lambda name: name in wanted), weights)
+        self.save(index, module, head, position)
+        evict(module)
+
     def load_extra(self, index: int, what: str, device: torch.device) -> dict[str, Tensor]:
         """The tensors that were saved as `what`: "optim" or "run"."""
         return self._read(index, f"{what}.", device)
@@ -82,6 +92,12 @@ class ModuleStore:
     def _read(self, index: int, prefix: str, device: torch.device) -> dict[str, Tensor]:
         tensors = read_tensors(self.path(index), lambda name: name.startswith(prefix))
         return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items()}
+
+    def move_rest(self, weights: Path, modules: Iterable[nn.Module]) -> None:
+        """`keep_rest` for a network whose weights are in the file `weights`."""
+        used = {name for module in modules for name in state_of(module)}
+        rest = read_tensors(weights, lambda name: name not in used)
+        write_tensors(self.folder / "rest.safetensors", {f"module.{name}": tensor for name, tensor in rest.items()})
 
     def keep_rest(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
         """Write what of `model` lies in none of its `modules` (layers that its forward pass never calls)."""

@@ -6,6 +6,7 @@ gradients may make it at batch 4, and activations at batch 64. The bytes of any 
 its forward and backward pass.
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.store import evict, state_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.live_bytes import LiveBytes, seed
 from ondevice_trgl.trgl.optim import Optimizer
@@ -136,19 +138,24 @@ class Costs:
         return int(resident + peak)
 
 
-def estimate(chain: Chain, config: TrainConfig) -> Costs:
+def estimate(chain: Chain, config: TrainConfig, *, throw_away: bool = False) -> Costs:
     """Measure every segment of `chain` and the heads that `config` names. The model is left as it was.
 
-    Memory: the network's weights, and the activations of one segment at batch 4.
+    With `throw_away` each segment is evicted once it is measured: for a chain whose tensors hold nothing, as a
+    blueprint gives it. Memory: the network's weights (with `throw_away` those of one segment), and the activations of
+    one segment at batch 4.
     """
     segments, heads, outputs = [], [], []
-    with _untouched(chain.model):
+    with contextlib.nullcontext() if throw_away else _untouched(chain.model):
         for index, segment in enumerate(chain.segments):
             module = LocalModule.of(chain, index, index + 1)
             shape = chain.segments[index - 1].out_shape if index else chain.in_shape
             dtype = torch.float32 if index else chain.in_dtype
             last = index == len(chain.segments) - 1
             segments.append(_measure(module, _runner(module, config, last=last), shape, dtype))
+            if throw_away:
+                evict(module)
+                release_memory()
             outputs.append(4 * _elements(segment.out_shape))
             heads.append(None if last else _head(config.head, segment.out_shape, chain.num_outputs))
     return Costs(

@@ -78,11 +78,12 @@ def make_run_plan(
 ) -> Plan:
     """The plan for the process in which this is called, or for one whose floor is `floor_bytes`.
 
+    In the latter case the tensors of `chain` are taken to hold nothing, and are evicted.
     Raises BudgetInfeasibleError, PartitionError, ConfigError.
     """
     if config.budget_bytes is None:
         raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
-    costs = estimate(chain, config)
+    costs = estimate(chain, config, throw_away=floor_bytes is not None)
     if floor_bytes is None:
         release_memory()
         release_code_pages()
@@ -116,29 +117,37 @@ def create_run(
     *,
     force: bool,
     workload: dict[str, Any],
+    weights: tuple[Path, dict[str, tuple[str, ...]]] | None = None,
 ) -> Prepared:
     """Write the run directory. The model is evicted: its weights are in the run directory from now on.
 
+    `weights`, a file and the names in the model's state dict, is for a chain whose own tensors hold nothing.
     Raises RunDirError, StorageError.
     """
     run = RunDir.create(path, force=force)
     run.write("plan.json", plan.to_dict())
-    partition = group(chain, plan.bounds)
-    store = ModuleStore(run.modules)
-    aliases = aliases_of(chain.model)
-    heads = []
-    for index, module in enumerate(partition.modules):
-        head = fresh_head(chain, partition, config, index)
-        start = {"laps_done": 0, "epoch": 0, "step": 0, "measured": vars(Measured(params=size(module, head)))}
-        store.save(index, module, head, start)
-        heads.append(head)
-    store.keep_rest(chain.model, partition.modules)
-    run.write("names.json", {name: list(names) for name, names in aliases.items()})
-    run.write("partition.json", partition.to_dict())
     try:
         run.write(BLUEPRINT, to_blueprint(chain))
     except NoBlueprint as error:
         run.event("no_blueprint", reason=error.message)
+    partition = group(chain, plan.bounds)
+    run.write("partition.json", partition.to_dict())
+    store = ModuleStore(run.modules)
+    aliases = aliases_of(chain.model) if weights is None else weights[1]
+    heads = []
+    for index, module in enumerate(partition.modules):
+        head = fresh_head(chain, partition, config, index)
+        start = {"laps_done": 0, "epoch": 0, "step": 0, "measured": vars(Measured(params=size(module, head)))}
+        if weights is None:
+            store.save(index, module, head, start)
+        else:
+            store.move_in(weights[0], index, module, head, start)
+        heads.append(head)
+    if weights is None:
+        store.keep_rest(chain.model, partition.modules)
+    else:
+        store.move_rest(weights[0], partition.modules)
+    run.write("names.json", {name: list(names) for name, names in aliases.items()})
     # last, so that only a run that can be resumed has it
     run.write(
         "config.json",
