@@ -35,7 +35,7 @@ def ask(module: str, request: dict[str, Any]) -> Ended:
             raise from_record(answer["error"])
         return Ended(answer, 0, "")
     words = done.stderr.strip().splitlines()
-    return Ended(None, done.returncode, words[-1] if words else f"status {done.returncode}")
+    return Ended(None, done.returncode, words[-1] if words else f"the process ended with status {done.returncode}")
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:

@@ -5,55 +5,17 @@ small.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ondevice_trgl.child import ask
-from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.device.meter import process_tree_rss
 from ondevice_trgl.errors import TrglError
+from ondevice_trgl.job import Job
 from ondevice_trgl.report.model import Report
 
 if TYPE_CHECKING:
     from ondevice_trgl.runtime.callbacks import Callback
-
-
-@dataclass(frozen=True)
-class Job:
-    """A workload, how to train it, and where the run goes."""
-
-    workload: Workload
-    config: TrainConfig
-    run_dir: Path
-    force: bool = False
-    baseline: str = "auto"
-    """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
-    command: str = ""
-    allocator: str = "system"
-    """The settings of the C allocator that the caller has made, for child processes to have the same."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The job as JSON-ready values."""
-        return {
-            "workload": self.workload.to_dict(),
-            "config": self.config.to_dict(),
-            "run_dir": str(self.run_dir),
-            "force": self.force,
-            "baseline": self.baseline,
-            "command": self.command,
-            "allocator": self.allocator,
-        }
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "Job":
-        """The inverse of `to_dict`."""
-        parts = {
-            "workload": Workload(**record["workload"]),
-            "config": TrainConfig(**record["config"]),
-            "run_dir": Path(record["run_dir"]),
-        }
-        return cls(**{**record, **parts})
 
 
 def plan_job(job: Job) -> Report:

@@ -14,7 +14,7 @@ from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import DataError, RunDirError
-from ondevice_trgl.jobs import Job
+from ondevice_trgl.job import Job
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.model.trace import trace

@@ -18,7 +18,7 @@ from ondevice_trgl.device.environment import describe_environment
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError
-from ondevice_trgl.jobs import Job
+from ondevice_trgl.job import Job
 from ondevice_trgl.model.blueprint import NoBlueprint, from_blueprint, to_blueprint
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import aliases_of, evict, state_of
@@ -65,8 +65,9 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
                 floor = None
             else:
                 chain = from_blueprint(record)
-            plan = make_run_plan(chain, data, job.config, meter, floor)
-            peak = _tree(meter, request)
+            meter_peak = meter.peak_bytes()
+            plan = make_run_plan(chain, data, job.config, meter, floor, lambda: from_blueprint(record))
+            peak = max(_tree(meter, request), meter_peak + request["caller_bytes"] if meter.kind == "rss" else 0)
             if peak > plan.budget_bytes:
                 raise _too_large(plan, peak)
             if floor is not None:
@@ -136,7 +137,7 @@ def _planned(chain: Chain, plan: Plan, job: Job, meter: PeakMeter, workload: dic
         measured=[Measured(params=count) for count in sizes],
         meter=meter,
         status="planned",
-        environment=describe_environment(threads=torch.get_num_threads(), device=job.config.device),
+        environment=describe_environment(threads=torch.get_num_threads(), device=str(device_named(job.config.device))),
         workload=workload,
     )
 

@@ -34,9 +34,10 @@ ROOMS = (
     "baseline",
     "export",
     "report",
-    "jobs",
+    "job",
     "named_run",
     "preparation",
+    "jobs",
     "cli",
 )
 DOORS = {

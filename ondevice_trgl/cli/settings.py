@@ -12,7 +12,7 @@ from ondevice_trgl.report.table import Line, Span, make_table, table_lines
 from ondevice_trgl.units import format_size
 
 if TYPE_CHECKING:
-    from ondevice_trgl.jobs import Job
+    from ondevice_trgl.job import Job
 
 
 def resolve_settings(given: Mapping[str, Any]) -> Resolved:
@@ -89,7 +89,7 @@ def run_directory(given: Mapping[str, Any], workload: Workload) -> Path:
 
 def make_job(given: Mapping[str, Any], resolved: Resolved, *, command: str) -> "Job":
     """The Job that the flags describe."""
-    from ondevice_trgl.jobs import Job
+    from ondevice_trgl.job import Job
 
     return Job(
         workload=resolved.workload,

@@ -102,6 +102,14 @@ class Costs:
     """Boundary activation behind segment i of one sample, fp32."""
     optimizer: str
     momentum: float
+    scratch: tuple[Affine, ...] = ()
+    """What kernels take for themselves, of each segment; empty where it was not measured."""
+
+    def scratch_bytes(self, start: int, stop: int, micro_batch: int) -> int | None:
+        """Scratch of segments `start` to `stop` as one module: the most that one of them takes. None: not measured."""
+        if not self.scratch:
+            return None
+        return int(max(scratch(micro_batch) for scratch in self.scratch[start:stop]))
 
     @cached_property
     def parameter_bytes(self) -> int:

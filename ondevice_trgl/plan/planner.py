@@ -14,10 +14,13 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.estimate import Costs
 from ondevice_trgl.units import format_size
 
-# Measured on two cores, torch 2.13 CPU: what training holds beside its tensors.
-# oneDNN's reordered weights and scratch grow with the tensors; thread stacks, code pages and free lists do not.
-FIXED_OVERHEAD = 24_000_000
-TENSOR_OVERHEAD = 1.12
+# Measured on two cores, torch 2.13 CPU.
+CODE_BYTES = 45_000_000
+"""Code pages, thread stacks and the like that training brings into memory, whatever it trains."""
+SLACK = 0.03
+"""Share of the tensors that the allocator holds beside them."""
+UNMEASURED_SCRATCH = 0.30
+"""Share of the tensors that kernels take beside them at most, for want of a probe."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ class _Planner:
 
     def peak(self, start: int, stop: int, micro: int, *, accumulate: bool) -> int:
         tensors = self.costs.module_bytes(start, stop, micro, accumulate=accumulate)
-        return self.floor + FIXED_OVERHEAD + int(TENSOR_OVERHEAD * tensors) + self.in_memory
+        scratch = self.costs.scratch_bytes(start, stop, micro)
+        above = UNMEASURED_SCRATCH * tensors if scratch is None else scratch + SLACK * tensors
+        return self.floor + CODE_BYTES + int(tensors + above) + self.in_memory
 
     def candidates(self, batch: int) -> Iterator[_Candidate]:
         """In the order of preference: full batch before micro-batches, few modules before many."""

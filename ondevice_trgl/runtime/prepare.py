@@ -3,6 +3,7 @@
 Whoever opens the run directory afterwards needs neither the model's code nor the memory of its weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.device.allocator import release_memory
-from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.meter import PeakMeter, RssMeter
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import ConfigError, DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, from_blueprint, to_blueprint
@@ -23,6 +24,7 @@ from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.planner import Plan, make_plan
+from ondevice_trgl.plan.probe import probe
 from ondevice_trgl.runtime.batches import Source, check_finite, check_labels, mix
 from ondevice_trgl.runtime.guards import is_evicted, outline, size
 from ondevice_trgl.runtime.run_dir import FORMAT, RunDir
@@ -74,16 +76,27 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
 
 
 def make_run_plan(
-    chain: Chain, data: dict[str, Source], config: TrainConfig, meter: PeakMeter, floor_bytes: int | None = None
+    chain: Chain,
+    data: dict[str, Source],
+    config: TrainConfig,
+    meter: PeakMeter,
+    floor_bytes: int | None = None,
+    fresh: Callable[[], Chain] | None = None,
 ) -> Plan:
     """The plan for the process in which this is called, or for one whose floor is `floor_bytes`.
 
-    In the latter case the tensors of `chain` are taken to hold nothing, and are evicted.
+    In the latter case the tensors of `chain` are taken to hold nothing, and are evicted; `fresh` gives the same chain
+    again, for a probe.
     Raises BudgetInfeasibleError, PartitionError, ConfigError.
     """
     if config.budget_bytes is None:
         raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
     costs = estimate(chain, config, throw_away=floor_bytes is not None)
+    if fresh is not None and floor_bytes is not None and meter.name == RssMeter.name:
+        batch = min(config.batch_size, len(data["train"].labels))
+        if isinstance(config.micro_batch, int):
+            batch = min(batch, config.micro_batch)
+        costs = probe(fresh(), costs, config, batch, meter, most_bytes=config.budget_bytes - floor_bytes)
     if floor_bytes is None:
         release_memory()
         release_code_pages()

@@ -21,7 +21,7 @@ from ondevice_trgl.errors import DamagedFileError, RunDirError, StorageError
 
 FORMAT = 1
 _OURS = (
-    *("config.json", "plan.json", "partition.json", "events.jsonl", "modules", "cache"),
+    *("config.json", "plan.json", "partition.json", "blueprint.json", "names.json", "events.jsonl", "modules", "cache"),
     *("model.safetensors", "report.json", "report.html"),
 )
 
