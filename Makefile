@@ -11,8 +11,8 @@ STAMP := $(VENV)/.installed
 # The exact pin, stated once: with a bare "torch" an installer may choose a build with gigabytes of CUDA libraries.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-DEMO_FLAGS ?= --model resnet18 --data digits --image-size 64 --batch-size 32 --train-limit 640 --epochs 2 \
-	--budget 600MB --baseline measure --run-dir runs/demo --force
+DEMO_FLAGS ?= --model resnet20 --data digits --image-size 48 --batch-size 64 --epochs 3 --train-limit 1000 \
+	--budget 360MB --baseline measure --run-dir runs/demo --force
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help

@@ -3,10 +3,11 @@
 A child module is run with `python -m`; it reads one JSON request on stdin and prints one JSON answer.
 """
 
-import contextlib
 import json
+import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,18 @@ class Ended:
     answer: dict[str, Any] | None
     returncode: int
     last_words: str
+    stderr: str = ""
 
 
 def ask(module: str, request: dict[str, Any]) -> Ended:
     """Run `python -m module` on `request`. Raises the TrglError that the child raised."""
     done = subprocess.run(
-        [sys.executable, "-m", module], input=json.dumps(request), capture_output=True, text=True, check=False
+        [sys.executable, "-m", module],
+        input=json.dumps(request),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
@@ -35,16 +42,20 @@ def ask(module: str, request: dict[str, Any]) -> Ended:
             raise from_record(answer["error"])
         return Ended(answer, 0, "")
     words = done.stderr.strip().splitlines()
-    return Ended(None, done.returncode, words[-1] if words else f"the process ended with status {done.returncode}")
+    last = words[-1] if words else f"the process ended with status {done.returncode}"
+    return Ended(None, done.returncode, last, done.stderr)
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """The main of a child: do `work` on the request. What the work prints goes to stderr."""
+    """The main of a child: do `work` on the request. What anything else writes to stdout goes to stderr."""
     request = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr):
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="ascii") as out:
+        os.dup2(2, 1)  # not sys.stdout alone: libraries and programs that the work starts write there too
         try:
             result = work(request)
         except TrglError as error:
+            error.add_note(traceback.format_exc())  # for -v: it cannot cross by itself
             result = {"error": to_record(error)}
-    sys.stdout.write(json.dumps(result) + "\n")
+        out.write(json.dumps(result, default=str) + "\n")
     return 0

@@ -21,6 +21,7 @@ TRANSPORTS = ("branch", "displacement")
 NORMALISATIONS = ("mean", "sum")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
 OPTIMIZERS = ("sgd", "adamw")
+LR_SCHEDULES = ("cosine", "constant")
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
@@ -166,6 +167,8 @@ class TrainConfig(_Checked):
     optimizer: str = _setting("sgd", _one_of(*OPTIMIZERS))
     lr: float | None = _setting(None, _number(0.0, math.inf, open_below=True, words=(None,)))
     """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""
+    lr_schedule: str = _setting("cosine", _one_of(*LR_SCHEDULES))
+    """Over the epochs of one module in one lap: cosine falls to zero, constant stays."""
     momentum: float = _setting(0.9, _number(0.0, 1.0))
     weight_decay: float = _setting(2e-4, _number(0.0, math.inf))
     label_smoothing: float = _setting(0.1, _number(0.0, 1.0))
@@ -213,8 +216,14 @@ class TrainConfig(_Checked):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate in force."""
+        """The learning rate that a module starts with."""
         return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 0.001}[self.optimizer]
+
+    def learning_rate_at(self, done: float) -> float:
+        """The learning rate when the share `done` (0 to 1) of a module's steps in a lap is behind it."""
+        if self.lr_schedule == "constant":
+            return self.learning_rate
+        return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ Nothing here imports torch until a child process has made the plan and the first
 small.
 """
 
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ondevice_trgl.child import ask
-from ondevice_trgl.device.meter import process_tree_rss
-from ondevice_trgl.errors import TrglError
+from ondevice_trgl.device.meter import own_peak_rss, process_tree_rss
+from ondevice_trgl.errors import RunDirError, TrglError
 from ondevice_trgl.job import Job
 from ondevice_trgl.report.model import Report
+from ondevice_trgl.runtime.run_dir import SCRATCH, RunDir, scratch_beside
 
 if TYPE_CHECKING:
     from ondevice_trgl.runtime.callbacks import Callback
@@ -28,10 +31,13 @@ def train_job(job: Job, callbacks: "Sequence[Callback]" = ()) -> Report:
 
     Model, plan and first weights are made by a child process, so that this one holds no more than training needs.
     """
+    RunDir.check(job.run_dir, force=job.force)
     made = _prepared(job, "create")
+    ours = "torch" not in sys.modules
     from ondevice_trgl import named_run
 
-    return named_run.sit(job, made["peak_bytes"], callbacks)
+    importing = own_peak_rss() if ours else 0  # what a program of the caller's held before is not ours
+    return named_run.sit(job, max(made["peak_bytes"], importing), callbacks)
 
 
 def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = ()) -> Report:
@@ -56,11 +62,19 @@ def evaluate_run(
 
 def _prepared(job: Job, what: str) -> dict[str, Any]:
     """The answer of a child that makes the plan, or the whole run directory."""
-    request = {"what": what, "job": job.to_dict(), "caller_bytes": process_tree_rss()}
-    ended = ask("ondevice_trgl.preparation", request)
+    place = scratch_beside(job.run_dir)
+    try:  # of this process, as a child that is killed cannot clear up
+        scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
+    except OSError as error:
+        raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
+    with scratch as folder:
+        request = {"what": what, "job": job.to_dict(), "caller_bytes": process_tree_rss(), "scratch": folder}
+        ended = ask("ondevice_trgl.preparation", request)
     if ended.answer is None:
-        raise TrglError(
+        failure = TrglError(
             f"planning failed: {ended.last_words}",
             hint="killed for want of memory, most likely" if ended.returncode == -9 else "",
         )
+        failure.add_note(ended.stderr)
+        raise failure
     return ended.answer

@@ -25,9 +25,9 @@ from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.callbacks import Callback
 from ondevice_trgl.runtime.guards import device_named, global_state_kept
 from ondevice_trgl.runtime.prepare import BLUEPRINT, open_run, sources
-from ondevice_trgl.runtime.run_dir import RunDir
+from ondevice_trgl.runtime.run_dir import RunDir, scratch_beside
 from ondevice_trgl.runtime.session import Session
-from ondevice_trgl.runtime.workload import load_bundle, load_workload, scratch_beside
+from ondevice_trgl.runtime.workload import load_bundle, load_workload
 from ondevice_trgl.units import format_size
 
 

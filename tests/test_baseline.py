@@ -1,6 +1,5 @@
 """End-to-end training measured in a process of its own; what could not be measured is never a number."""
 
-import io
 import json
 import os
 import signal
@@ -65,7 +64,6 @@ def test_a_model_that_fails_in_the_child(tmp_path: Path, error: str, status: str
     ("code", "stderr", "status", "reason"),
     [
         (-signal.SIGKILL, "", "did_not_fit", "killed by the system"),
-        (3, "RuntimeError: can't allocate memory\n", "did_not_fit", "can't allocate memory"),
         (1, "noise\nDataError: absent\n", "skipped", "DataError: absent"),
         (-signal.SIGINT, "", "skipped", "interrupted"),
         (-signal.SIGSEGV, "", "skipped", "ended with status -11"),
@@ -90,31 +88,42 @@ def test_a_child_that_dies(
     assert TrainConfig(**requests[0]["config"]) == CONFIG
 
 
+def refused_with(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "reason"),
     [
-        (MemoryError(), 3),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 3),
-        (RuntimeError("could not create a primitive"), 3),
-        (RuntimeError("CUDA out of memory."), 3),
-        (RuntimeError("shapes do not match"), 1),
-        (DataError("no such file"), 1),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nmore"), "[enforce fail] "),
+        (RuntimeError("could not create a primitive"), "could not create a primitive"),
+        (RuntimeError("CUDA out of memory."), "CUDA out of memory."),
+        (refused_with(DataError("make() failed"), MemoryError("no more")), "make() failed"),
+        (RuntimeError("shapes do not match"), None),
+        (DataError("no such file"), None),
+        (refused_with(DataError("make() failed"), ValueError("a bug")), None),
     ],
 )
 def test_only_a_want_of_memory_is_called_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str | None
 ) -> None:
     def fail(request: dict[str, Any]) -> BaselineReport:
         raise error
 
     monkeypatch.setattr(baseline, "_measure", fail)
-    monkeypatch.setattr(baseline, "tune", lambda allocator: None)
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"allocator": {}}'))
-    assert baseline.main() == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(type(error).__name__)
-    assert len(err.splitlines()) == 1
+    request = {"allocator": "system", "batch_size": 8}
+    if reason is None:
+        with pytest.raises(type(error)) as caught:
+            baseline._work(request)
+        assert caught.value is error
+        return
+    report = BaselineReport(**json.loads(json.dumps(baseline._work(request))))
+    assert (report.status, report.batch_size, report.micro_batch_size) == ("did_not_fit", 8, 8)
+    assert (report.measured_peak_bytes, report.seconds_per_epoch) == (None, None)
+    assert report.reason.startswith(reason)
+    assert len(report.reason.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["e2e", "e2e_checkpoint"])

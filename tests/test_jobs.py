@@ -19,10 +19,12 @@ from ondevice_trgl import (
     Trainer,
     UsageError,
     jobs,
+    named_run,
 )
 from ondevice_trgl.config import Workload
 from ondevice_trgl.errors import UnknownNameError
-from ondevice_trgl.jobs import Job, evaluate_run, plan_job, resume_job, train_job
+from ondevice_trgl.job import Job
+from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
 from ondevice_trgl.report.model import BaselineReport, read_report
 from tests.report_schema import SCHEMA, conforms
 
@@ -90,7 +92,7 @@ def test_evaluate_notices_another_model_file(run: Path, tmp_path: Path, monkeypa
     report = read_report(run)
     wrong = dataclasses.replace(report.modules[2], test_accuracy=0.123)
     changed = dataclasses.replace(report, modules=(*report.modules[:2], wrong))
-    monkeypatch.setattr(jobs, "read_report", lambda path: changed)
+    monkeypatch.setattr(named_run, "read_report", lambda path: changed)
     assert evaluate_run(run, head="last")["matches_report"] is False
 
 
@@ -114,7 +116,7 @@ def test_evaluate_refuses_a_head_that_is_not_there(run: Path, head: str) -> None
 
 def test_a_finished_run_resumes_to_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr(Trainer, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(named_run, "sit", lambda *args, **kwargs: pytest.fail("trained again"))
     assert resume_job(run).status == "completed"
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -164,10 +166,10 @@ def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
         calls.append(name)
         return BaselineReport(status="measured", batch_size=32, micro_batch_size=32, measured_peak_bytes=10**15)
 
-    monkeypatch.setattr(jobs, "measure_baseline", interrupted)
+    monkeypatch.setattr(named_run, "measure_baseline", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_job(asked)
-    monkeypatch.setattr(jobs, "measure_baseline", measured)
+    monkeypatch.setattr(named_run, "measure_baseline", measured)
     report = resume_job(asked.run_dir)
     assert calls == ["e2e", "e2e_checkpoint"]
     assert report == read_report(asked.run_dir)
@@ -184,8 +186,8 @@ def test_auto_measures_what_is_predicted_to_fit(
         calls.append(name)
         return BaselineReport(status="did_not_fit", batch_size=32, micro_batch_size=32)
 
-    monkeypatch.setattr(jobs, "measure_baseline", measured)
-    monkeypatch.setattr(jobs, "_free_memory", lambda: free)
+    monkeypatch.setattr(named_run, "measure_baseline", measured)
+    monkeypatch.setattr(named_run, "_free_memory", lambda: free)
     report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
     assert len(calls) == asked
     status = "did_not_fit" if asked else "skipped"

@@ -86,6 +86,7 @@ _P = "Method"
 _declare(_P, "epochs", int, "--epochs N", "Epochs of each module in each lap.")
 _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
+_declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's epochs.", choices=config.LR_SCHEDULES)
 _declare(_P, "optimizer", str, "--optimizer", "Optimizer.", choices=config.OPTIMIZERS)
 _declare(_P, "schedule", str, "--schedule", "Each module to its end, or in laps.", choices=config.SCHEDULES)
 _declare(_P, "laps", int, "--laps N", "Passes over all modules, with multi-lap.")

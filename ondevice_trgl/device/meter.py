@@ -220,6 +220,15 @@ def meter_for(device: "str | torch.device") -> PeakMeter:
     raise TrglError("no way to measure the memory of this process on this system", hint="install psutil")
 
 
+def own_peak_rss(proc: Path = Path("/proc/self")) -> int:
+    """Highest RSS of this process since it started, or since a meter was last reset; 0 where that cannot be told."""
+    with contextlib.suppress(OSError):
+        for line in (proc / "status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def process_tree_rss() -> int:
     """RSS in bytes of this process and all its descendants, now; memory they share counts once for each."""
     import psutil

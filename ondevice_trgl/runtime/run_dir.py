@@ -26,6 +26,10 @@ _OURS = (
 )
 
 
+SCRATCH = ".trgl-"
+"""How the names of temporary folders begin that may stand in a run directory while the run is made."""
+
+
 class RunDir:
     """One run's folder. `create` makes it, `open` finds it again."""
 
@@ -50,7 +54,7 @@ class RunDir:
         if path.exists():
             if not path.is_dir():
                 raise RunDirError(f"{path} is a file, expected a folder for the run", hint="choose another --run-dir")
-            if any(path.iterdir()):
+            if _entries(path):
                 if not force:
                     raise RunDirError(
                         f"run directory {path} exists and is not empty",
@@ -158,6 +162,15 @@ class RunDir:
         shutil.rmtree(self.cache_folder(cache_dir), ignore_errors=True)
 
 
+def scratch_beside(path: Path) -> Path:
+    """The nearest folder that exists at or above `path`: a place on the same disk."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def _entries(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if not entry.name.startswith(SCRATCH)]
+
+
 def _is_ours(name: str) -> bool:
     return name in _OURS or (name.startswith(".") and name.removeprefix(".").removesuffix(".tmp") in _OURS)
 
@@ -168,6 +181,6 @@ def _is_run(path: Path) -> bool:
         record = json.loads((path / "config.json").read_text(encoding="utf-8"))
         return isinstance(record, dict) and "format" in record and "config" in record
     except FileNotFoundError:
-        return (path / "plan.json").is_file() and all(_is_ours(entry.name) for entry in path.iterdir())
+        return (path / "plan.json").is_file() and all(_is_ours(entry.name) for entry in _entries(path))
     except (OSError, ValueError):
         return False

@@ -16,10 +16,11 @@ from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.plan.planner import Plan
-from ondevice_trgl.runtime.batches import all_rows, buffer_for, check_finite, mix, place, shuffled, train_batches
+from ondevice_trgl.runtime.batches import buffer_for, check_finite, mix, place, shuffled, train_batches
 from ondevice_trgl.runtime.boundaries import Boundaries
 from ondevice_trgl.runtime.progress import Progress
 from ondevice_trgl.runtime.run_dir import RunDir
+from ondevice_trgl.runtime.sweep import Swept, sweep
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, train_step
 
@@ -122,18 +123,18 @@ class Scheduler:
         self._train(lap, index, position, objective, optimizer, measured)
         last = index == len(self.heads) - 1
         started, (read, _) = time.perf_counter(), self.boundaries.traffic()
-        accuracy, probabilities = self._sweep(index, objective, write=not last)
+        swept = self._sweep(index, objective, write=not last)
         measured.cache_seconds += time.perf_counter() - started
         measured.cache_write_bytes += self.boundaries.traffic()[1]
         measured.cache_read_bytes += self.boundaries.traffic()[0] - read
-        measured.train_accuracy = progress.train_accuracy = accuracy.get("train")
-        measured.val_accuracy = progress.val_accuracy = accuracy.get("val")
-        measured.test_accuracy = accuracy.get("test")
+        measured.train_accuracy = progress.train_accuracy = swept.accuracy.get("train")
+        measured.val_accuracy = progress.val_accuracy = swept.accuracy.get("val")
+        measured.test_accuracy = swept.accuracy.get("test")
         measured.measured_peak_bytes = max(measured.measured_peak_bytes, self.meter.peak_bytes())
         progress.peak_bytes = max(progress.peak_bytes or 0, measured.measured_peak_bytes)
         keep = optimizer.state if lap + 1 < self.config.laps else {}
         self._save(
-            index, {"laps_done": lap + 1, "epoch": 0, "step": 0, "measured": vars(measured)}, keep, probabilities
+            index, {"laps_done": lap + 1, "epoch": 0, "step": 0, "measured": vars(measured)}, keep, swept.probabilities
         )
         self.run.event("module_end", lap=lap, module=index, **vars(measured))
         progress.call("on_module_end")
@@ -192,7 +193,7 @@ class Scheduler:
                 started = time.perf_counter()
                 try:
                     moved = ((z.to(self.device), labels.to(self.device)) for z, labels in micro_batches)
-                    tally = train_step(objective, optimizer, moved, plan.grad_accum_steps, config.learning_rate)
+                    tally = train_step(objective, optimizer, moved, plan.grad_accum_steps, self._lr())
                 except NonFiniteError as error:
                     raise self._located(error, lap, index, order) from error
                 measured.train_seconds += time.perf_counter() - started
@@ -215,6 +216,12 @@ class Scheduler:
             progress.call("on_epoch_end")
         measured.cache_read_bytes += self.boundaries.traffic()[0]
         del buffer, module
+
+    def _lr(self) -> float:
+        progress = self.progress
+        return self.config.learning_rate_at(
+            (progress.epoch * progress.steps + progress.step) / (progress.epochs * progress.steps)
+        )
 
     def _checkpoint(self, lap: int, index: int, optimizer: Optimizer, measured: Measured) -> None:
         """Save the module in mid-training where a pause was asked for, or the last checkpoint is old."""
@@ -252,46 +259,9 @@ class Scheduler:
             hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
         )
 
-    def _sweep(self, index: int, objective: Objective, *, write: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Pass every split through module and head in eval mode; accuracy by split, class probabilities of val.
-
-        With `write`, the module's own boundary is cached.
-        """
-        objective.train_mode(False)
-        buffer = self._buffer(index)
-        shape = self.partition.modules[index].out_shape
-        accuracy: dict[str, float] = {}
-        probabilities: dict[str, Tensor] = {}
-        for split in self.boundaries.splits:
-            source = self.boundaries.source(split)
-            rows, correct = len(source.labels), 0
-            self.progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
-            if split == "val":
-                probabilities["probabilities"] = torch.empty(rows, self.partition.chain.num_outputs)
-            for z, labels, start, count in all_rows(source, buffer):
-                out, logits = objective.evaluate(z.to(self.device), labels, count)
-                logits = logits.cpu()
-                if not bool(torch.isfinite(logits).all()):
-                    raise self._not_finite(index, split, z[:count], start)
-                correct += int((logits.argmax(1) == labels).sum())
-                if split == "val":
-                    probabilities["probabilities"][start : start + count] = logits.softmax(1)
-                if write:
-                    self.boundaries.append(split, shape, out.cpu(), labels)
-                self.progress.step += 1
-                if write:
-                    self.progress.call("on_cache_write")
-            accuracy[split] = correct / rows
-        return accuracy, probabilities
-
-    def _not_finite(self, index: int, split: str, z: Tensor, start: int) -> NonFiniteError:
-        """The error for outputs of a sweep that are not finite; it is the input's fault, or else the module's."""
-        check_finite(z, range(start, start + len(z)), place(index, split))
-        return NonFiniteError(
-            f"module {index} ({self.partition.modules[index].label}) gives NaN or infinity on {split} samples from "
-            f"{start} on",
-            hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
-        )
+    def _sweep(self, index: int, objective: Objective, *, write: bool) -> Swept:
+        module = self.partition.modules[index]
+        return sweep(objective, self._buffer(index), self.boundaries, self.progress, module, self.device, write=write)
 
     def _buffer(self, index: int) -> Tensor:
         chain = self.partition.chain

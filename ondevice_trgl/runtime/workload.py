@@ -35,8 +35,3 @@ def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tu
     """Datasets and model. Raises TrglError."""
     data = load_bundle(workload, seed, scratch_dir)
     return data, build_for(workload, data, seed)
-
-
-def scratch_beside(path: Path) -> Path:
-    """The nearest folder that exists at or above `path`: a place on the same disk."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())

@@ -12,23 +12,11 @@ import pytest
 
 import ondevice_trgl
 from ondevice_trgl.cli import main
-from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.job import Job
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime.callbacks import Callback, RunState
 
 SAMPLE = Path(__file__).resolve().parents[1] / "report" / "sample.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """As in jobs.py."""
-
-    workload: Workload
-    config: TrainConfig
-    run_dir: Path
-    force: bool = False
-    baseline: str = "auto"
-    command: str = ""
 
 
 class Jobs(ModuleType):
@@ -36,7 +24,6 @@ class Jobs(ModuleType):
 
     def __init__(self, report: Report) -> None:
         super().__init__("ondevice_trgl.jobs")
-        self.Job = Job
         self.report = report
         self.jobs: list[Job] = []
         self.calls: list[str] = []

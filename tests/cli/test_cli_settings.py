@@ -17,19 +17,20 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     flags = {
         "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16, "data_root": "d", "train_limit": 9,
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
-        "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "batch_size": 24,
+        "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",
+        "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
         "device": "cuda:1", "threads": 3, "seed": 7,
     }  # fmt: skip
     assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"
     argv = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    result = cli("train", *argv, "-o", "somewhere", "--force", "--baseline", "skip")
+    result = cli("train", *argv, "-o", "somewhere", "--force", "--baseline", "skip", "--allocator", "glibc")
     assert result.code == 0
     (job,) = jobs.jobs
     settings = job.workload.to_dict() | job.config.to_dict()
     expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8}
     assert {name: settings[name] for name in flags} == expected
-    assert (job.run_dir, job.force, job.baseline) == (Path("somewhere"), True, "skip")
+    assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
     assert job.command.startswith("trgl-device train --model resnet18 --data synthetic:3x8x8:4:32 ")
 
 
@@ -38,7 +39,8 @@ def test_without_flags_the_defaults_hold(cli: Cli, jobs: Jobs) -> None:
     (job,) = jobs.jobs
     settings = job.workload.to_dict() | job.config.to_dict()
     assert settings == DEFAULTS | {"budget": "600MB"}
-    assert (job.run_dir, job.force, job.baseline) == (Path("runs/resnet-small-digits"), False, "auto")
+    assert (job.run_dir, job.force) == (Path("runs/resnet-small-digits"), False)
+    assert (job.baseline, job.allocator) == ("auto", "auto")
 
 
 def test_flag_over_file_over_profile_over_default(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:

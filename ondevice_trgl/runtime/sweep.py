@@ -1,0 +1,69 @@
+"""Every sample once through a trained module: its accuracy, and the boundary that the next module reads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.errors import NonFiniteError
+from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.runtime.batches import all_rows, check_finite, place
+from ondevice_trgl.runtime.boundaries import Boundaries
+from ondevice_trgl.runtime.progress import Progress
+from ondevice_trgl.trgl.step import Objective
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Accuracy by split, and the class probabilities of the validation samples, (rows, classes) as "probabilities"."""
+
+    accuracy: dict[str, float]
+    probabilities: dict[str, Tensor]
+
+
+def sweep(
+    objective: Objective,
+    buffer: Tensor,
+    boundaries: Boundaries,
+    progress: Progress,
+    module: LocalModule,
+    device: torch.device,
+    *,
+    write: bool,
+) -> Swept:
+    """Pass every split of the boundary that is read through `module` and its head, in eval mode, without gradients.
+
+    With `write`, the module's own boundary is cached. Raises NonFiniteError, StorageError.
+    """
+    objective.train_mode(False)
+    accuracy: dict[str, float] = {}
+    kept: dict[str, Tensor] = {}
+    for split in boundaries.splits:
+        source = boundaries.source(split)
+        rows, correct = len(source.labels), 0
+        progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
+        for z, labels, start, count in all_rows(source, buffer):
+            out, logits = objective.evaluate(z.to(device), labels, count)
+            logits = logits.cpu()
+            if not bool(torch.isfinite(logits).all()):
+                raise _not_finite(boundaries.index, module.label, split, z[:count], start)
+            correct += int((logits.argmax(1) == labels).sum())
+            if split == "val":
+                kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
+                kept["probabilities"][start : start + count] = logits.softmax(1)
+            if write:
+                boundaries.append(split, module.out_shape, out.cpu(), labels)
+            progress.step += 1
+            if write:
+                progress.call("on_cache_write")
+        accuracy[split] = correct / rows
+    return Swept(accuracy, kept)
+
+
+def _not_finite(index: int, label: str, split: str, z: Tensor, start: int) -> NonFiniteError:
+    """The error for outputs of a sweep that are not finite; it is the input's fault, or else the module's."""
+    check_finite(z, range(start, start + len(z)), place(index, split))
+    return NonFiniteError(
+        f"module {index} ({label}) gives NaN or infinity on {split} samples from {start} on",
+        hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
+    )
