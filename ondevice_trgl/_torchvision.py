@@ -1,8 +1,10 @@
 """The only module that imports torchvision, and the way round a torchvision whose binary part does not load."""
 
+import contextlib
 import importlib
 import sys
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -15,7 +17,7 @@ _kept: list[torch.library.Library] = []
 
 
 def torchvision_module() -> ModuleType:
-    """torchvision, imported on the first call (about 84 MB of RSS).
+    """torchvision, imported on the first call (15 MB of RSS).
 
     A torchvision wheel built for another torch (CUDA beside a CPU torch, or the other way round) cannot load its
     binary part, and its import stops at `operator torchvision::nms does not exist`. Models, transforms and datasets
@@ -38,7 +40,7 @@ def torchvision_module() -> ModuleType:
 
 def _import() -> ModuleType:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_dynamo():
             # The same missing binary part: only reading image files through torchvision would need it.
             warnings.filterwarnings("ignore", message="Failed to load image Python extension", category=UserWarning)
             return importlib.import_module("torchvision")
@@ -52,6 +54,27 @@ def _import() -> ModuleType:
         ) from None
     except ImportError as error:
         raise _unusable(error) from error
+
+
+@contextlib.contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """torchvision.ops asks torch._dynamo one thing while it is imported, whether RoI align can be compiled: 75 MB and
+    two seconds for a no. A stand-in answers it, unless torch._dynamo is there already.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    package, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
+    package.utils = utils  # type: ignore[attr-defined]
+    utils.is_compile_supported = lambda device_type: False  # type: ignore[attr-defined]
+    stand_ins = {"torch._dynamo": package, "torch._dynamo.utils": utils}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def _forget() -> None:

@@ -60,6 +60,7 @@ class UnknownNameError(UsageError):
     def __init__(self, kind: str, name: str, valid: Iterable[str], *, hint: str = "") -> None:
         names = sorted(valid)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = near or [known for known in names if name and known.startswith(name)][:3]
         suggestion = f"; did you mean {' or '.join(near)}?" if near else ""
         self.kind, self.name, self.suggestions = kind, name, tuple(near)
         super().__init__(f"unknown {kind} {name!r}{suggestion}\n  valid: {', '.join(names)}", hint=hint)

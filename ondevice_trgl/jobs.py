@@ -14,6 +14,7 @@ from ondevice_trgl.child import ask
 from ondevice_trgl.device.meter import own_peak_rss, process_tree_rss
 from ondevice_trgl.errors import RunDirError, TrglError
 from ondevice_trgl.job import Job
+from ondevice_trgl.model.names import check_model_name, is_own
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime.run_dir import SCRATCH, RunDir, scratch_beside
 
@@ -61,7 +62,8 @@ def evaluate_run(
 
 
 def _prepared(job: Job, what: str) -> dict[str, Any]:
-    """The answer of a child that makes the plan, or the whole run directory."""
+    """The answer of a child that makes the plan, or the whole run directory. Raises TrglError."""
+    check_model_name(job.workload.model)
     place = scratch_beside(job.run_dir)
     try:  # of this process, as a child that is killed cannot clear up
         scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
@@ -69,7 +71,14 @@ def _prepared(job: Job, what: str) -> dict[str, Any]:
         raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
     with scratch as folder:
         request = {"what": what, "job": job.to_dict(), "caller_bytes": process_tree_rss(), "scratch": folder}
-        ended = ask("ondevice_trgl.preparation", request)
+        built = {"peak_bytes": 0}
+        if not is_own(job.workload.model):  # a process for what the model's code imports, another for the probe
+            built = _asked({**request, "what": "build"})
+        return _asked({**request, "built_peak_bytes": built["peak_bytes"]})
+
+
+def _asked(request: dict[str, Any]) -> dict[str, Any]:
+    ended = ask("ondevice_trgl.preparation", request)
     if ended.answer is None:
         failure = TrglError(
             f"planning failed: {ended.last_words}",

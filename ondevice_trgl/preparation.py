@@ -1,10 +1,10 @@
 """The child process that makes a plan, or a whole run directory, so that the process that trains need not.
 
-Building a model may take torchvision (84 MB), all of its weights at once, and one real pass through every segment.
+Building a model may take torchvision, all of its weights at once, and one real pass through every segment.
 `python -m ondevice_trgl.preparation` reads a request and prints the answer; see `child`.
 """
 
-import tempfile
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.batches import Source
 from ondevice_trgl.runtime.guards import device_named, size
 from ondevice_trgl.runtime.prepare import chain_of, create_run, fresh_head, make_run_plan, sources
-from ondevice_trgl.runtime.run_dir import RunDir
+from ondevice_trgl.runtime.run_dir import scratch_beside
 from ondevice_trgl.runtime.scheduler import Measured
-from ondevice_trgl.runtime.workload import build_for, load_bundle, scratch_beside
+from ondevice_trgl.runtime.workload import build_for, load_bundle
 from ondevice_trgl.units import format_size
 
 _BARE = 10_000_000
@@ -41,15 +41,41 @@ _PROGRESS_BYTES = 4_000_000
 """The live display of the caller's process, which is not loaded yet."""
 
 
+class _Lifetime(PeakMeter):
+    """A meter that knows its highest peak whoever resets it."""
+
+    def __init__(self, meter: PeakMeter, others: int, built: int) -> None:
+        self.name, self.kind = meter.name, meter.kind
+        self._meter, self._others, self._built, self._before = meter, others, built, 0
+
+    def reset(self) -> None:
+        self._before = max(self._before, self._meter.peak_bytes())
+        self._meter.reset()
+
+    def peak_bytes(self) -> int:
+        return self._meter.peak_bytes()
+
+    def current_bytes(self) -> int:
+        return self._meter.current_bytes()
+
+    def highest_bytes(self) -> int:
+        """Of this process and its caller, which holds `others` bytes; 0 where device memory is metered.
+
+        `built` is the peak of the process that built the model, where that was another.
+        """
+        if self.kind != "rss":
+            return 0
+        return max(self._built, max(self._before, self._meter.peak_bytes()) + self._others)
+
+
 def _work(request: dict[str, Any]) -> dict[str, Any]:
     job = Job.from_dict(request["job"])
     tune(job.allocator)
-    if request["what"] == "create":
-        RunDir.check(job.run_dir, force=job.force)
     device = device_named(job.config.device)
     if job.config.threads is not None:
         torch.set_num_threads(job.config.threads)
-    with meter_for(device) as meter:
+    with meter_for(device) as device_meter:
+        meter = _Lifetime(device_meter, request["caller_bytes"], request.get("built_peak_bytes", 0))
         bundle = load_bundle(job.workload, job.config.seed, scratch_beside(job.run_dir))
         release_memory()
         release_code_pages()
@@ -58,39 +84,45 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
             meter.current_bytes() + request["caller_bytes"] - _BARE + _PROGRESS_BYTES if meter.kind == "rss" else 0
         )
         data = sources(bundle.train, bundle.val, bundle.test)
-        with tempfile.TemporaryDirectory(prefix=".trgl-", dir=scratch_beside(job.run_dir)) as folder:
-            weights = Path(folder) / "weights.safetensors"
+        scratch = Path(request["scratch"])
+        weights, staged = scratch / "weights.safetensors", scratch / "built.json"
+        if staged.is_file():
+            built = json.loads(staged.read_text(encoding="utf-8"))
+            record, aliases, chain = built["blueprint"], {n: tuple(same) for n, same in built["names"].items()}, None
+        else:
             record, aliases, chain = _built(job, bundle, data, weights)
-            if chain is not None:  # the caller will build the network itself
-                floor = None
-            else:
-                chain = from_blueprint(record)
-            meter_peak = meter.peak_bytes()
+        if request["what"] == "build":
+            if chain is None:
+                staged.write_text(json.dumps({"blueprint": record, "names": aliases}), encoding="utf-8")
+            return {"peak_bytes": meter.highest_bytes()}
+        if chain is not None:  # the caller will build the network itself
+            floor = None
+        else:
+            chain = from_blueprint(record)
+        try:
             plan = make_run_plan(chain, data, job.config, meter, floor, lambda: from_blueprint(record))
-            peak = max(_tree(meter, request), meter_peak + request["caller_bytes"] if meter.kind == "rss" else 0)
-            if peak > plan.budget_bytes:
-                raise _too_large(plan, peak)
-            if floor is not None:
-                chain = from_blueprint(record)  # the plan has evicted the other
-            workload = _description(job, bundle)
-            if request["what"] == "plan":
-                return {"report": _planned(chain, plan, job, meter, workload).to_dict()}
-            create_run(
-                job.run_dir,
-                chain,
-                data,
-                job.config,
-                plan,
-                force=job.force,
-                workload=workload,
-                weights=None if floor is None else (weights, aliases),
-            )
-        return {"peak_bytes": _tree(meter, request)}
-
-
-def _tree(meter: PeakMeter, request: dict[str, Any]) -> int:
-    """Peak of this process and its caller together; 0 where device memory is metered."""
-    return int(meter.peak_bytes() + request["caller_bytes"]) if meter.kind == "rss" else 0
+        except BudgetInfeasibleError as refusal:
+            if meter.highest_bytes() > refusal.smallest_feasible_budget_bytes:
+                raise _too_large(refusal.budget_bytes, meter.highest_bytes()) from refusal
+            raise
+        if meter.highest_bytes() > plan.budget_bytes:
+            raise _too_large(plan.budget_bytes, meter.highest_bytes(), "training would, but ")
+        if floor is not None:
+            chain = from_blueprint(record)  # the plan has evicted the other
+        workload = _description(job, bundle)
+        if request["what"] == "plan":
+            return {"report": _planned(chain, plan, job, meter, workload).to_dict()}
+        create_run(
+            job.run_dir,
+            chain,
+            data,
+            job.config,
+            plan,
+            force=job.force,
+            workload=workload,
+            weights=None if floor is None else (weights, aliases),
+        )
+        return {"peak_bytes": meter.highest_bytes()}
 
 
 def _built(
@@ -115,12 +147,12 @@ def _built(
     return record, aliases, None
 
 
-def _too_large(plan: Plan, peak: int) -> BudgetInfeasibleError:
+def _too_large(budget: int, peak: int, but: str = "") -> BudgetInfeasibleError:
     needed = -(-(peak + 5_000_000) // 1_000_000) * 1_000_000
     return BudgetInfeasibleError(
-        f"nothing fits the budget of {format_size(plan.budget_bytes)}: training would, but building the model with all "
-        f"its weights takes {format_size(peak)}",
-        budget_bytes=plan.budget_bytes,
+        f"nothing fits the budget of {format_size(budget)}: {but}building the model with all its weights takes "
+        f"{format_size(peak)}",
+        budget_bytes=budget,
         smallest_feasible_budget_bytes=needed,
         hint=f"the smallest feasible budget is {needed // 1_000_000}MB",
     )

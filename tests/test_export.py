@@ -11,7 +11,8 @@ from ondevice_trgl import RunDirError, UsageError
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.export import export_run
-from ondevice_trgl.jobs import Job, train_job
+from ondevice_trgl.job import Job
+from ondevice_trgl.jobs import train_job
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime.callbacks import Callback, RunState

@@ -225,7 +225,7 @@ def test_a_plan_measures_nothing_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_taken_run_directory_is_refused_before_any_data_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "load_workload", lambda *args: pytest.fail("data was read"))
+    monkeypatch.setattr(jobs, "ask", lambda *args: pytest.fail("data was read"))
     with pytest.raises(RunDirError, match="not empty"):
         train_job(job(run))
 

@@ -1,6 +1,6 @@
 """CIFAR-10, CIFAR-100 and STL-10 through torchvision, unpacked by a process of their own.
 
-torchvision unpickles a whole dataset at once (CIFAR-100: several hundred MB) and costs 84 MB to import. Here a child
+torchvision unpickles a whole dataset at once (CIFAR-100: several hundred MB) and costs memory to import. Here a child
 process does that, writes plain records to a file, and is gone before training starts.
 """
 

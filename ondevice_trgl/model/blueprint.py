@@ -1,12 +1,14 @@
 """A traced network as JSON, and back: the layers and the graph, without weights and without the code they came from.
 
-The process that trains needs neither torchvision (84 MB) nor whatever else a model's own module imports. Nothing is
+The process that trains needs neither torchvision nor whatever else a model's own module imports. Nothing is
 unpickled: layers are of `torch.nn`, functions of torch and `operator`; whatever else a network holds has no blueprint.
 """
 
 import builtins
 import importlib
+import keyword
 import operator
+import re
 from typing import Any
 
 import torch
@@ -24,6 +26,11 @@ _FUNCTIONS: dict[str, Any] = {
     "_operator": operator,
     "operator": operator,
 }
+_NO_OPERATORS = {"call", "attrgetter", "itemgetter", "methodcaller", "handle_torch_function", "from_file"}
+"""Of those modules, but they call what they are given, or open files."""
+_NO_METHODS = {"numpy", "storage", "untyped_storage", "apply_", "map_", "map2_"}
+"""Of tensors, but they lead to something that is no tensor."""
+_PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _OF_LAYERS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 _HOOKS = {name for name in nn.Module().__dict__ if name not in _OF_LAYERS}
 
@@ -93,6 +100,8 @@ def _node(node: fx.Node) -> dict[str, Any]:
     target: Any = node.target
     if node.op == "call_function":
         target = _function_name(node.target)
+    if fault := _fault(node.op, target, node.args, node.kwargs):
+        raise NoBlueprint(fault)
     return {
         "name": node.name,
         "op": node.op,
@@ -112,6 +121,34 @@ def _function_name(function: Any) -> str:
         if getattr(home, name, None) is function:
             return f"{place}.{name}"
     raise NoBlueprint(f"the network calls {getattr(function, '__module__', '')}.{name}")
+
+
+def _fault(op: str, target: str, args: Any, kwargs: Any) -> str:
+    """What is wrong with a node: torch.fx writes these words into source that it runs. "" where nothing is."""
+    names = [*kwargs, *([target] if op == "placeholder" else [])]
+    if not _PATH.fullmatch(target) or not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
+        return f"{[target, *names]} are no names"
+    if op == "call_method" and (target.startswith("_") or target in _NO_METHODS or not hasattr(Tensor, target)):
+        return f"{target} is no method for a graph"
+    if target == "builtins.getattr":
+        what = args[1] if len(args) > 1 else None
+        if not isinstance(what, str) or what.startswith("_") or callable(getattr(Tensor, what, None)):
+            return f"{what} is no attribute for a graph"
+    elif op == "call_function":
+        place, _, name = target.rpartition(".")
+        # of torch itself operators alone: torch.load and its like have no place in a graph
+        known = place in _FUNCTIONS and (place != "torch" or hasattr(torch._C._VariableFunctions, name))
+        function = getattr(_FUNCTIONS[place], name, None) if known else None
+        if name.startswith("_") or name in _NO_OPERATORS or isinstance(function, type) or not callable(function):
+            return f"{target} is no operator of torch"
+    return ""
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise DamagedFileError(f"the blueprint has {name} where a dtype belongs")
+    return found
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -141,7 +178,7 @@ def from_blueprint(record: dict[str, Any]) -> Chain:
         return _Builder(record).chain()
     except DamagedFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ImportError, AssertionError, RuntimeError) as error:
         raise DamagedFileError(f"the blueprint cannot be read: {error!r}") from error
 
 
@@ -161,20 +198,24 @@ class _Builder:
             self._attach(holder, name, self._tensor(tensor, path), is_parameter=tensor["trained"])
         graph = fx.Graph()
         for node in self.record["nodes"]:
-            target = self._function(node["target"]) if node["op"] == "call_function" else node["target"]
-            looked_up = node["args"][1:2] if target is builtins.getattr else [target]
-            if node["op"] in ("call_function", "call_method") and str(looked_up[0]).startswith("_"):
-                raise DamagedFileError(f"the blueprint uses {looked_up[0]}, which is private")
+            target = node["target"]
+            if fault := _fault(node["op"], target, node["args"], node["kwargs"]):
+                raise DamagedFileError(f"the blueprint cannot be used: {fault}")
+            if node["op"] == "get_attr" and target != "training" and target not in self.record["constants"]:
+                raise DamagedFileError(f"the blueprint reads {target}, which is no tensor of the network")
+            if node["op"] == "call_function":
+                place, _, name = target.rpartition(".")
+                target = builtins.getattr if place == "builtins" else getattr(_FUNCTIONS[place], name)
             args = tuple(self._value(value) for value in node["args"])
             kwargs = {name: self._value(value) for name, value in node["kwargs"].items()}
             made = graph.create_node(node["op"], target, args, kwargs, name=node["name"])
             if node["shape"] is not None:
                 made.meta["shape"] = tuple(node["shape"])
-                made.meta["dtype"] = getattr(torch, node["dtype"])
+                made.meta["dtype"] = _dtype(node["dtype"])
             self.nodes[node["name"]] = made
         names = [(name, tuple(ends)) for name, ends in self.record["segment_names"]]
-        dtype = getattr(torch, self.record["in_dtype"])
-        return chain_from(self.root, graph, tuple(self.record["in_shape"]), dtype, names)
+        dtype = _dtype(self.record["in_dtype"])
+        return chain_from(self.root, graph, tuple(map(int, self.record["in_shape"])), dtype, names)
 
     def _holder(self, path: str) -> tuple[nn.Module, str]:
         *parts, name = path.split(".")
@@ -188,7 +229,7 @@ class _Builder:
     def _layer(self, record: dict[str, Any], path: str) -> nn.Module:
         place, _, kind = record["class"].rpartition(".")
         found = getattr(importlib.import_module(place), kind) if place.startswith(_LAYERS) else None
-        if not isinstance(found, type) or not issubclass(found, nn.Module):
+        if not isinstance(found, type) or not issubclass(found, nn.Module) or found.__module__ != place:
             raise DamagedFileError(f"the blueprint names {record['class']}, which is no layer of torch.nn")
         layer = found.__new__(found)
         nn.Module.__init__(layer)
@@ -212,19 +253,9 @@ class _Builder:
     def _tensor(self, record: dict[str, Any], path: str) -> Tensor:
         if record["same_as"] is not None:
             return self.tensors[record["same_as"]]
-        value = torch.empty(record["shape"], dtype=getattr(torch, record["dtype"]))
+        value = torch.empty(record["shape"], dtype=_dtype(record["dtype"]))
         self.tensors[path] = nn.Parameter(value, requires_grad=record["grad"]) if record["trained"] else value
         return self.tensors[path]
-
-    def _function(self, name: str) -> Any:
-        if name == "builtins.getattr":
-            return builtins.getattr
-        place, _, attribute = name.rpartition(".")
-        # of torch itself operators alone: torch.load and its like have no place in a graph
-        known = place in _FUNCTIONS and (place != "torch" or hasattr(torch._C._VariableFunctions, attribute))
-        if not known or attribute.startswith("_"):
-            raise DamagedFileError(f"the blueprint calls {name}, which is no operator of torch")
-        return getattr(_FUNCTIONS[place], attribute)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -236,7 +267,7 @@ class _Builder:
             case "node":
                 return self.nodes[inside]
             case "dtype":
-                return getattr(torch, inside)
+                return _dtype(inside)
             case "slice":
                 return slice(*(self._value(part) for part in inside))
             case "tuple":

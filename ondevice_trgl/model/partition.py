@@ -131,7 +131,7 @@ def check_count(chain: Chain, count: int) -> None:
     most = len(chain.segments)
     if not 1 <= count <= most:
         raise PartitionError(
-            f"modules = {count}: {type(chain.model).__name__} can be cut into 1 to {most} modules",
+            f"modules = {count}: this network can be cut into 1 to {most} modules",
             hint=f"use --modules {most} or fewer",
         )
 

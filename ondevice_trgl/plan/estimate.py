@@ -111,6 +111,18 @@ class Costs:
             return None
         return int(max(scratch(micro_batch) for scratch in self.scratch[start:stop]))
 
+    def largest_batch(self, most: int, room_bytes: int) -> int:
+        """The largest batch of at most `most`, by halves, at which every segment alone takes `room_bytes` or less.
+
+        1 where there is none.
+        """
+        batch = most
+        while batch > 1 and any(
+            self.module_bytes(k, k + 1, batch, accumulate=False) > room_bytes for k in range(len(self.segments))
+        ):
+            batch //= 2
+        return batch
+
     @cached_property
     def parameter_bytes(self) -> int:
         """Of the whole network."""

@@ -27,6 +27,7 @@ def probe(chain: Chain, costs: Costs, config: TrainConfig, batch: int, meter: Pe
     """`costs` with the scratch of each segment, measured. The tensors of `chain` must hold nothing; they are evicted.
 
     Segments whose estimate is above `most_bytes` are not run; they are taken to need what the others do at most.
+    Where none is run, `costs` come back as they are, for the planner to allow for what is not known.
     Memory: one segment in training at `batch`. Time: about one end-to-end step at `batch`.
     """
     found: list[Affine | None] = []
@@ -43,6 +44,8 @@ def probe(chain: Chain, costs: Costs, config: TrainConfig, batch: int, meter: Pe
         found.append(Affine(max(0.0, large - slope * batch), slope))
         evict(module)
     known = [scratch for scratch in found if scratch is not None]
+    if not known:
+        return costs
     most = Affine(
         max((scratch.constant for scratch in known), default=0.0),
         max((scratch.slope for scratch in known), default=0.0),

@@ -23,7 +23,7 @@ from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.plan.estimate import estimate
-from ondevice_trgl.plan.planner import Plan, make_plan
+from ondevice_trgl.plan.planner import CODE_BYTES, UNMEASURED_SCRATCH, Plan, make_plan
 from ondevice_trgl.plan.probe import probe
 from ondevice_trgl.runtime.batches import Source, check_finite, check_labels, mix
 from ondevice_trgl.runtime.guards import is_evicted, outline, size
@@ -93,10 +93,12 @@ def make_run_plan(
         raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
     costs = estimate(chain, config, throw_away=floor_bytes is not None)
     if fresh is not None and floor_bytes is not None and meter.name == RssMeter.name:
-        batch = min(config.batch_size, len(data["train"].labels))
-        if isinstance(config.micro_batch, int):
-            batch = min(batch, config.micro_batch)
-        costs = probe(fresh(), costs, config, batch, meter, most_bytes=config.budget_bytes - floor_bytes)
+        # what the probe itself may take: it is to stay inside the budget too
+        room = int((config.budget_bytes - floor_bytes - CODE_BYTES) / (1 + UNMEASURED_SCRATCH))
+        asked = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
+        batch = costs.largest_batch(min(asked, len(data["train"].labels)), room)
+        if batch > 1:  # BatchNorm cannot train on a single value
+            costs = probe(fresh(), costs, config, batch, meter, most_bytes=room)
     if floor_bytes is None:
         release_memory()
         release_code_pages()

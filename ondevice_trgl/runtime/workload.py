@@ -7,7 +7,8 @@ from torch import nn
 
 from ondevice_trgl.config import Workload
 from ondevice_trgl.data.registry import DataBundle, load_data
-from ondevice_trgl.model.zoo import build_model, check_model_name, needs_channels
+from ondevice_trgl.model.names import check_model_name, needs_channels
+from ondevice_trgl.model.zoo import build_model
 
 
 def load_bundle(workload: Workload, seed: int, scratch_dir: Path | None) -> DataBundle:

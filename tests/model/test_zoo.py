@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ondevice_trgl.errors import DataError, UnknownNameError, UsageError
-from ondevice_trgl.model.zoo import build_model, check_model_name, model_names, needs_channels
+from ondevice_trgl.model.names import check_model_name, model_names, needs_channels
+from ondevice_trgl.model.zoo import build_model
 
 
 @pytest.mark.parametrize(
