@@ -4,7 +4,9 @@ Building a model may take torchvision, all of its weights at once, and one real 
 `python -m ondevice_trgl.preparation` reads a request and prints the answer; see `child`.
 """
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 import ondevice_trgl.named_run  # noqa: F401 -- the process that trains has it, and the floor is measured here
 from ondevice_trgl.child import answer
+from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.environment import describe_environment
@@ -39,6 +42,8 @@ _BARE = 10_000_000
 """RSS of a bare interpreter, which both processes hold."""
 _PROGRESS_BYTES = 4_000_000
 """The live display of the caller's process, which is not loaded yet."""
+_MOST_TRIES = 4
+"""Budgets that are tried before one is named as the smallest."""
 
 
 class _Lifetime(PeakMeter):
@@ -71,6 +76,7 @@ class _Lifetime(PeakMeter):
 def _work(request: dict[str, Any]) -> dict[str, Any]:
     job = Job.from_dict(request["job"])
     tune(job.allocator)
+    release_code_pages()  # what importing has touched
     device = device_named(job.config.device)
     if job.config.threads is not None:
         torch.set_num_threads(job.config.threads)
@@ -97,18 +103,20 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
             return {"peak_bytes": meter.highest_bytes()}
         if chain is not None:  # the caller will build the network itself
             floor = None
-        else:
-            chain = from_blueprint(record)
+
+        def plan_within(config: TrainConfig) -> Plan:
+            plan = make_run_plan(
+                chain or from_blueprint(record), data, config, meter, floor, lambda: from_blueprint(record)
+            )
+            if meter.highest_bytes() > plan.budget_bytes:
+                raise _too_large(plan.budget_bytes, meter.highest_bytes(), "training would, but ")
+            return plan
+
         try:
-            plan = make_run_plan(chain, data, job.config, meter, floor, lambda: from_blueprint(record))
+            plan = plan_within(job.config)
         except BudgetInfeasibleError as refusal:
-            if meter.highest_bytes() > refusal.smallest_feasible_budget_bytes:
-                raise _too_large(refusal.budget_bytes, meter.highest_bytes()) from refusal
-            raise
-        if meter.highest_bytes() > plan.budget_bytes:
-            raise _too_large(plan.budget_bytes, meter.highest_bytes(), "training would, but ")
-        if floor is not None:
-            chain = from_blueprint(record)  # the plan has evicted the other
+            raise _tried(refusal, plan_within, job.config, meter) from refusal
+        chain = chain or from_blueprint(record)  # not one that planning has evicted
         workload = _description(job, bundle)
         if request["what"] == "plan":
             return {"report": _planned(chain, plan, job, meter, workload).to_dict()}
@@ -145,6 +153,31 @@ def _built(
     evict(model)
     release_memory()
     return record, aliases, None
+
+
+def _tried(
+    refusal: BudgetInfeasibleError, plan_within: Callable[[TrainConfig], Plan], config: TrainConfig, meter: _Lifetime
+) -> BudgetInfeasibleError:
+    """`refusal` with a budget that has been tried: with more room more is probed, and that may show another need."""
+    least = refusal
+    for _ in range(_MOST_TRIES):
+        if meter.highest_bytes() > least.smallest_feasible_budget_bytes:
+            least = _too_large(refusal.budget_bytes, meter.highest_bytes())
+        try:
+            plan_within(dataclasses.replace(config, budget=least.smallest_feasible_budget_bytes))
+            break
+        except BudgetInfeasibleError as more:
+            least = more
+    if least is refusal:
+        return refusal
+    needed = least.smallest_feasible_budget_bytes
+    of_training = meter.highest_bytes() < refusal.smallest_feasible_budget_bytes
+    return BudgetInfeasibleError(
+        refusal.message if of_training else _too_large(refusal.budget_bytes, meter.highest_bytes()).message,
+        budget_bytes=refusal.budget_bytes,
+        smallest_feasible_budget_bytes=needed,
+        hint=f"the smallest feasible budget is {needed // 1_000_000}MB",
+    )
 
 
 def _too_large(budget: int, peak: int, but: str = "") -> BudgetInfeasibleError:

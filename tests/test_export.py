@@ -16,6 +16,7 @@ from ondevice_trgl.jobs import train_job
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime.callbacks import Callback, RunState
+from tests.prepared_here import prepared_here
 
 DATA = "synthetic:1x8x8:3:60"
 MODEL = "resnet-preact-3x4"
@@ -28,7 +29,8 @@ class Pause(Callback):
 
 def train(path: Path, *callbacks: Callback) -> Report:
     config = TrainConfig(budget="64GB", modules=3, epochs=2, threads=1)
-    return train_job(Job(Workload(model=MODEL, data=DATA), config, path, baseline="skip"), callbacks)
+    with prepared_here():
+        return train_job(Job(Workload(model=MODEL, data=DATA), config, path, baseline="skip"), callbacks)
 
 
 @pytest.fixture(scope="module")

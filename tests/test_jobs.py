@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ondevice_trgl.errors import UnknownNameError
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
 from ondevice_trgl.report.model import BaselineReport, read_report
+from tests.prepared_here import prepared_here
 from tests.report_schema import SCHEMA, conforms
 
 DATA = "synthetic:1x8x8:3:60"
@@ -41,10 +42,17 @@ def job(run_dir: Path, *, data: str = DATA, model: str = MODEL, force: bool = Fa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """A finished run, prepared by a child process."""
     path = tmp_path_factory.mktemp("jobs") / "run"
     assert train_job(job(path)).status == "completed"
     return path
+
+
+@pytest.fixture(autouse=True)
+def here(run: Path) -> Iterator[None]:
+    """What `run` has not shown to work needs no process of its own."""
+    with prepared_here():
+        yield
 
 
 class PauseAt(Callback):

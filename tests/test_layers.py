@@ -150,3 +150,29 @@ def test_import_is_lean(use: str, run_python: Callable[..., str]) -> None:
     loaded = json.loads(run_python(f"import ondevice_trgl, sys, json; {use} print(json.dumps(sorted(sys.modules)))"))
     costly = ("torchvision", "rich", "typer", "PIL", "torch._dynamo", "matplotlib")
     assert not [name for name in loaded if any(name == c or name.startswith(f"{c}.") for c in costly)]
+
+
+def test_what_training_does_loads_nothing_costly(run_python: Callable[..., str]) -> None:
+    """torch.utils.checkpoint, torch.optim and friends would bring in torch._dynamo: 75 MB."""
+    steps = {
+        "the checkpointed pass": "from ondevice_trgl.trgl.checkpoint import checkpointed\n"
+        "checkpointed([torch.nn.Linear(2, 2)])(torch.ones(1, 2)).sum().backward()",
+        "live bytes": "from ondevice_trgl.plan.live_bytes import LiveBytes\n"
+        "with LiveBytes(): (torch.ones(3, requires_grad=True) * 2).sum().backward()",
+        "optimizers": "from ondevice_trgl.trgl.optim import Optimizer\n"
+        "for kind in ('sgd', 'adamw'):\n"
+        "    p = torch.nn.Parameter(torch.ones(2, 2)); p.grad = torch.ones(2, 2)\n"
+        "    Optimizer(kind, {'p': p}).step(0.1)",
+        "the environment": "from ondevice_trgl.device.environment import describe_environment\n"
+        "describe_environment(threads=1, device='cpu')",
+        "blueprints": "from ondevice_trgl.model.blueprint import from_blueprint, to_blueprint\n"
+        "from ondevice_trgl.model.trace import trace\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
+        "from_blueprint(to_blueprint(trace(net, torch.zeros(2, 2))))",
+        "jobs": "import ondevice_trgl.named_run, ondevice_trgl.preparation",
+    }
+    costly = "[name for name in ('torch._dynamo', 'torchvision', 'rich') if name in sys.modules]"
+    source = "import sys, torch\n" + "\n".join(
+        f"{code}\nassert not {costly}, ({what!r}, {costly})" for what, code in steps.items()
+    )
+    run_python(source)

@@ -21,6 +21,8 @@ from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, train_step
 
 SMALL = 4
+STEP_BYTES = 2 << 20
+"""What is measured is rounded up to this: it comes out some 0.3 MB different each time, and a plan should not."""
 
 
 def probe(chain: Chain, costs: Costs, config: TrainConfig, batch: int, meter: PeakMeter, *, most_bytes: int) -> Costs:
@@ -95,4 +97,10 @@ class _Trainee:
         before: int = meter.current_bytes() - self._resident - state
         meter.reset()
         self.step(batch)
-        return meter.peak_bytes() - before - costs.module_bytes(self.index, self.index + 1, batch, accumulate=False)
+        tensors = costs.module_bytes(self.index, self.index + 1, batch, accumulate=False)
+        return rounded(meter.peak_bytes() - before - tensors)
+
+
+def rounded(measured: int) -> int:
+    """Up to a whole number of steps, at least one: so little cannot be told from nothing."""
+    return max(1, -(-measured // STEP_BYTES)) * STEP_BYTES

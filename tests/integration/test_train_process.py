@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ondevice_trgl.jobs import resume_job
 from tests.report_schema import SCHEMA, SECONDS, WHOLE, conforms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,23 +43,45 @@ def record(done: Done) -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A run with both baselines measured."""
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """Training within a budget that nothing fits."""
     folder = tmp_path_factory.mktemp("train")
-    return folder, trgl("train", "-b", "2GB", *SMALL, "--baseline", "measure", "--json", "-o", "run", cwd=folder)
+    return folder, trgl("train", "-b", "20MB", *SMALL, "--json", "-o", "run", cwd=folder)
 
 
-def test_training_ends_with_one_json_object_that_is_the_report(trained: tuple[Path, Done]) -> None:
+def test_a_budget_below_the_floor_is_refused_with_one_that_works(refused: tuple[Path, Done]) -> None:
+    folder, done = refused
+    assert done.returncode == 3
+    refusal = record(done)
+    assert (refusal["status"], refusal["budget_bytes"]) == ("infeasible", 20_000_000)
+    least = refusal["smallest_feasible_budget_bytes"]
+    assert type(least) is int
+    assert f"{least // 1_000_000}MB" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def trained(refused: tuple[Path, Done]) -> tuple[Path, Done]:
+    """A run within the budget that the refusal named, with both baselines measured."""
+    folder, done = refused
+    least = str(json.loads(done.stdout)["smallest_feasible_budget_bytes"])
+    return folder, trgl("train", "-b", least, *SMALL, "--baseline", "measure", "--json", "-o", "run", cwd=folder)
+
+
+def test_training_within_the_budget_that_was_named_ends_with_one_json_object_that_is_the_report(
+    refused: tuple[Path, Done], trained: tuple[Path, Done]
+) -> None:
     folder, done = trained
-    assert done.returncode == 0, done.stderr
     report = record(done)
+    assert report["status"] == "completed"
     assert report == json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
     measured = dict(SCHEMA["baselines"]["e2e"], measured_peak_bytes=WHOLE, seconds_per_epoch=SECONDS)
     schema = {**SCHEMA, "baselines": {"e2e": measured, "e2e_checkpoint": measured}}
     schema["savings"] = dict.fromkeys(SCHEMA["savings"], float)
     assert conforms(report, schema) == []
-    assert report["budget_bytes"] == 2_000_000_000
-    assert report["measured_peak_bytes"] <= report["budget_bytes"]
+    assert report["budget_bytes"] == record(refused[1])["smallest_feasible_budget_bytes"]
+    assert done.returncode == (4 if report["measured_peak_bytes"] > report["budget_bytes"] else 0)
+    assert report["measured_peak_bytes"] <= 1.05 * report["budget_bytes"]  # it is the least there is
     for name in ("e2e", "e2e_checkpoint"):
         baseline = report["baselines"][name]
         assert baseline["status"] == "measured", baseline
@@ -66,6 +89,7 @@ def test_training_ends_with_one_json_object_that_is_the_report(trained: tuple[Pa
         saving = 1 - report["measured_peak_bytes"] / baseline["measured_peak_bytes"]
         assert report["savings"][f"vs_{name}"] == pytest.approx(saving)
     assert report["seconds"]["total"] > 0
+    assert {path.name for path in folder.iterdir()} == {"run"}
 
 
 def test_evaluate_reproduces_the_accuracy(trained: tuple[Path, Done]) -> None:
@@ -82,23 +106,6 @@ def test_a_foreign_folder_is_not_replaced_even_by_force(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert record(done)["error"] == "RunDirError"
     assert (tmp_path / "thesis.tex").exists()
-
-
-def test_a_budget_below_the_floor_is_refused_and_the_one_it_names_works(tmp_path: Path) -> None:
-    done = trgl("train", "-b", "20MB", *SMALL, "--json", "-o", "run", cwd=tmp_path)
-    assert done.returncode == 3
-    refusal = record(done)
-    assert (refusal["status"], refusal["budget_bytes"]) == ("infeasible", 20_000_000)
-    least = refusal["smallest_feasible_budget_bytes"]
-    assert type(least) is int
-    assert f"{least // 1_000_000}MB" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-    done = trgl("train", "-b", str(least), *SMALL, "--baseline", "skip", "--json", "-o", "run", cwd=tmp_path)
-    report = record(done)
-    assert (report["status"], report["budget_bytes"]) == ("completed", least)
-    assert done.returncode in (0, 4)
-    assert done.returncode == (4 if report["measured_peak_bytes"] > least else 0)
-    assert report["savings"] == {"vs_e2e": None, "vs_e2e_checkpoint": None}
 
 
 @pytest.mark.parametrize(
@@ -129,38 +136,45 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def stopped_in_training(number: signal.Signals, cwd: Path) -> Done:
-    """Train until the first module has started, then send the signal."""
-    long = (*SMALL, "--epochs", "30", "--baseline", "skip", "--json", "--progress", "none", "-o", "run")
-    process = subprocess.Popen(
-        command("train", "-b", "2GB", *long),
-        env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def stopped_in_training(number: signal.Signals, cwd: Path, *arguments: str) -> Done:
+    """Run a command until a module has started, then send the signal."""
     events = cwd / "run" / "events.jsonl"
-    while not events.exists() and process.poll() is None:
+    before = events.stat().st_size if events.exists() else 0
+    process = subprocess.Popen(
+        command(*arguments), env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (events.exists() and events.stat().st_size > before) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     return Done(process.args, process.returncode, out, err)
 
 
-def test_a_terminated_run_has_a_checkpoint_and_resumes_to_the_end(tmp_path: Path) -> None:
-    done = stopped_in_training(signal.SIGTERM, tmp_path)
+def test_a_run_that_is_stopped_twice_has_its_checkpoints_and_resumes_to_the_end(tmp_path: Path) -> None:
+    output = ("--json", "--progress", "none")
+    long = ("train", "-b", "2GB", *SMALL, "--epochs", "30", "--baseline", "skip", "-o", "run", *output)
+    done = stopped_in_training(signal.SIGTERM, tmp_path, *long)
     assert done.returncode == 143, done.stderr
     assert record(done)["status"] == "paused"
-    refused = trgl("evaluate", "run", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "paused" in refused.stderr
-    resumed = trgl("resume", "run", "--json", "--progress", "none", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    report = record(resumed)
-    assert report["status"] == "completed"
-    assert report["accuracy"]["test"] > 0.5  # ten digits: chance is 0.1
+    done = stopped_in_training(signal.SIGINT, tmp_path, "resume", "run", *output)
+    assert done.returncode == 130, done.stderr
+    assert record(done)["status"] == "paused"
+    report = resume_job(tmp_path / "run")
+    assert report.status == "completed"
+    assert report.accuracy.test is not None
+    assert report.accuracy.test > 0.5  # ten digits: chance is 0.1
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_an_interrupted_run_has_a_checkpoint(tmp_path: Path) -> None:
-    done = stopped_in_training(signal.SIGINT, tmp_path)
-    assert done.returncode == 130, done.stderr
-    assert record(done)["status"] == "paused"
+def test_a_signal_while_the_plan_is_made_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("train", "-b", "2GB", *SMALL, "--baseline", "skip", "--json", "-o", "run"),
+        env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err.splitlines()[-1]) == (143, "", "stopped")
+    assert list(tmp_path.iterdir()) == []

@@ -105,12 +105,3 @@ def test_frozen_parameters_get_no_gradient() -> None:
     checkpointed(pieces)(torch.randn(3, 4)).sum().backward()
     assert pieces[0].weight.grad is None
     assert pieces[0].bias.grad is not None
-
-
-def test_torch_dynamo_is_not_imported(run_python: Callable[..., str]) -> None:
-    run_python(
-        "import sys, torch\n"
-        "from ondevice_trgl.trgl.checkpoint import checkpointed\n"
-        "checkpointed([torch.nn.Linear(2, 2)])(torch.ones(1, 2)).sum().backward()\n"
-        "assert 'torch._dynamo' not in sys.modules\n"
-    )

@@ -114,15 +114,3 @@ def test_stated_state_bytes_are_what_the_state_takes(kind: str, momentum: float)
     counters = 4 * len(list(model.parameters())) if kind == "adamw" else 0
     held = sum(t.untyped_storage().nbytes() for t in optimizer.state.values())
     assert held - counters == Optimizer.state_bytes(kind, weights, momentum)
-
-
-def test_no_optimizer_class_is_needed(run_python: Callable[..., str]) -> None:
-    run_python(
-        "import sys, torch\n"
-        "from ondevice_trgl.trgl.optim import Optimizer\n"
-        "for kind in ('sgd', 'adamw'):\n"
-        "    p = torch.nn.Parameter(torch.ones(2, 2)); p.grad = torch.ones(2, 2)\n"
-        "    Optimizer(kind, {'p': p}).step(0.1)\n"
-        "    p.grad = torch.ones(2, 2)\n"
-        "assert 'torch._dynamo' not in sys.modules\n"
-    )

@@ -1,0 +1,121 @@
+"""Asking another process: the answer, the errors and how it ended come across whole, whatever else it prints."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondevice_trgl.child import Ended, ask
+from ondevice_trgl.errors import (
+    BudgetInfeasibleError,
+    ConfigError,
+    DamagedFileError,
+    TrglError,
+    UnknownNameError,
+)
+
+ERRORS = [
+    TrglError("it broke", hint="mend it"),
+    ConfigError(["epochs: 0", "tau: größe"], source="run.toml", hint="see --help"),
+    UnknownNameError("model", "resnet81", ["resnet18", "vgg16"], hint="or your own"),
+    BudgetInfeasibleError("too small", budget_bytes=10, smallest_feasible_budget_bytes=2**40, hint="more"),
+    DamagedFileError("torn"),
+]
+Answering = Callable[..., Ended]
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
+    """Asks a child that does `work`, the body of a function of `request`; `before` stands at the top of its file."""
+    here = str(Path(__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{tmp_path}")
+
+    def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "") -> Ended:
+        body = "".join(f"    {line}\n" for line in work.splitlines())
+        source = (
+            f"import os, subprocess, sys\nfrom ondevice_trgl.child import answer\nfrom ondevice_trgl import errors\n"
+            f"{before}\ndef work(request):\n{body}\nraise SystemExit(answer(work))\n"
+        )
+        (tmp_path / "a_child.py").write_text(source, encoding="utf-8")
+        return ask("a_child", request or {})
+
+    return asked
+
+
+def test_the_answer_comes_back_as_it_was_given(answering: Answering) -> None:
+    request = {"text": 'größe "\n', "numbers": [1, 2.5, None, True], "deep": {"a": {"b": []}}}
+    assert answering("return {'got': request}", request) == Ended({"got": request}, 0, "")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_comes_across_with_all_it_knows(answering: Answering, error: TrglError) -> None:
+    rebuild = {
+        TrglError: "errors.TrglError('it broke', hint='mend it')",
+        ConfigError: "errors.ConfigError(['epochs: 0', 'tau: größe'], source='run.toml', hint='see --help')",
+        UnknownNameError: "errors.UnknownNameError('model', 'resnet81', ['resnet18', 'vgg16'], hint='or your own')",
+        BudgetInfeasibleError: "errors.BudgetInfeasibleError('too small', budget_bytes=10, "
+        "smallest_feasible_budget_bytes=2**40, hint='more')",
+        DamagedFileError: "errors.DamagedFileError('torn')",
+    }
+    with pytest.raises(TrglError) as caught:
+        answering(f"raise {rebuild[type(error)]}")
+    again = caught.value
+    assert type(again) is type(error)
+    assert (str(again), again.exit_code) == (str(error), error.exit_code)
+    (note,) = again.__notes__  # where it was raised, for -v
+    assert "a_child.py" in note
+    own = {name: value for name, value in vars(again).items() if name != "__notes__"}
+    assert own == json.loads(json.dumps(vars(error)))
+
+
+def test_an_error_of_a_class_that_only_the_child_has_keeps_its_words(answering: Answering) -> None:
+    with pytest.raises(TrglError, match="mine") as caught:
+        answering("raise Mine('mine', hint='yours')", before="class Mine(errors.UsageError):\n    extra = object()")
+    assert type(caught.value) is TrglError
+    assert caught.value.hint == "yours"
+
+
+NOISE = """\
+import atexit
+atexit.register(print, "goodbye")
+os.write(1, b"at the top\\n")
+print("at the top")
+"""
+MORE_NOISE = """\
+print("hello")
+os.write(1, b"\\xff\\xfe"); os.write(2, b"\\xff")
+subprocess.run(["echo", "from below"], check=True)
+print("x" * 1_000_000)
+sys.stdout.write("left in the buffer")
+os.write(1, b"{")
+"""
+
+
+@pytest.mark.parametrize(("before", "work"), [(NOISE, ""), ("", MORE_NOISE), ("", "print('{\"error\": 1}', end='')")])
+def test_what_it_prints_beside_the_answer_does_no_harm(answering: Answering, before: str, work: str) -> None:
+    assert answering(f"{work}\nreturn {{'a': 1}}", before=before).answer == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "last_words"),
+    [
+        ("os._exit(3)", 3, "the process ended with status 3"),
+        ("os._exit(0)", 0, "the process ended with status 0"),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "the process ended with status -9"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug"),
+        ("os.write(2, b'noise\\n\\xff last\\n'); os._exit(7)", 7, "\N{REPLACEMENT CHARACTER} last"),
+    ],
+)
+def test_a_child_that_dies_gives_no_answer(answering: Answering, work: str, code: int, last_words: str) -> None:
+    ended = answering(work)
+    assert (ended.answer, ended.returncode, ended.last_words) == (None, code, last_words)
+    assert ("Traceback" in ended.stderr) is ("ValueError" in work)
+
+
+def test_a_module_that_is_not_there_says_so() -> None:
+    ended = ask("ondevice_trgl.no_such_module", {})
+    assert ended.answer is None
+    assert "no_such_module" in ended.last_words
