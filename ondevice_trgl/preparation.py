@@ -159,21 +159,21 @@ def _tried(
     refusal: BudgetInfeasibleError, plan_within: Callable[[TrainConfig], Plan], config: TrainConfig, meter: _Lifetime
 ) -> BudgetInfeasibleError:
     """`refusal` with a budget that has been tried: with more room more is probed, and that may show another need."""
-    least = refusal
+    first = needed = refusal.smallest_feasible_budget_bytes
+    set_up = _too_large(refusal.budget_bytes, meter.highest_bytes())
     for _ in range(_MOST_TRIES):
-        if meter.highest_bytes() > least.smallest_feasible_budget_bytes:
-            least = _too_large(refusal.budget_bytes, meter.highest_bytes())
+        if meter.highest_bytes() > needed:
+            set_up = _too_large(refusal.budget_bytes, meter.highest_bytes())
+            needed = set_up.smallest_feasible_budget_bytes
         try:
-            plan_within(dataclasses.replace(config, budget=least.smallest_feasible_budget_bytes))
+            plan_within(dataclasses.replace(config, budget=needed))
             break
         except BudgetInfeasibleError as more:
-            least = more
-    if least is refusal:
+            needed = max(needed, more.smallest_feasible_budget_bytes)
+    if needed == first:
         return refusal
-    needed = least.smallest_feasible_budget_bytes
-    of_training = meter.highest_bytes() < refusal.smallest_feasible_budget_bytes
     return BudgetInfeasibleError(
-        refusal.message if of_training else _too_large(refusal.budget_bytes, meter.highest_bytes()).message,
+        set_up.message if meter.highest_bytes() > first else refusal.message,
         budget_bytes=refusal.budget_bytes,
         smallest_feasible_budget_bytes=needed,
         hint=f"the smallest feasible budget is {needed // 1_000_000}MB",

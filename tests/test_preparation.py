@@ -24,6 +24,8 @@ from ondevice_trgl.config import Workload
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.planner import Plan
 from ondevice_trgl.runtime.prepare import make_run_plan
 from tests.prepared_here import prepared_here
 
@@ -245,21 +247,44 @@ def test_the_peak_of_setting_up_is_the_highest_whoever_reset_the_meter() -> None
 def test_a_refusal_names_no_budget_that_setting_up_would_not_fit_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise BudgetInfeasibleError("too small", budget_bytes=10, smallest_feasible_budget_bytes=20)
+    tried = []
+
+    def refuse(chain: Chain, data: Any, config: TrainConfig, *rest: Any) -> Plan:
+        tried.append(config.budget_bytes)
+        if len(tried) == 1:
+            raise BudgetInfeasibleError("too small", budget_bytes=10, smallest_feasible_budget_bytes=20)
+        return make_run_plan(chain, data, config, *rest)
 
     monkeypatch.setattr(preparation, "make_run_plan", refuse)
     with pytest.raises(BudgetInfeasibleError, match="building the model") as caught:
         plan_job(job(tmp_path / "run"))
     least = caught.value.smallest_feasible_budget_bytes
+    assert (caught.value.budget_bytes, least) == (10, tried[-1])
     assert least > 50_000_000
     assert f"{least // 1_000_000}MB" in caught.value.hint
 
 
+def test_the_budget_that_a_refusal_names_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more room more is probed: the first figure may be too low."""
+
+    def refuse(chain: Chain, data: Any, config: TrainConfig, *rest: Any) -> Plan:
+        budget = config.budget_bytes or 0
+        if budget < 40 * 10**9:
+            raise BudgetInfeasibleError(
+                f"{budget} is too small", budget_bytes=budget, smallest_feasible_budget_bytes=budget + 19 * 10**9
+            )
+        return make_run_plan(chain, data, config, *rest)
+
+    monkeypatch.setattr(preparation, "make_run_plan", refuse)
+    with pytest.raises(BudgetInfeasibleError, match=r"^1000000000 is too small") as caught:
+        plan_job(job(tmp_path / "run", budget="1GB"))
+    assert (caught.value.budget_bytes, caught.value.smallest_feasible_budget_bytes) == (10**9, 58 * 10**9)
+    assert caught.value.hint == "the smallest feasible budget is 58000MB"
+
+
 def test_a_plan_that_setting_up_does_not_fit_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = make_run_plan
     monkeypatch.setattr(
-        preparation, "make_run_plan", lambda *args: dataclasses.replace(real(*args), budget_bytes=1_000_000)
+        preparation, "make_run_plan", lambda *args: dataclasses.replace(make_run_plan(*args), budget_bytes=1_000_000)
     )
     with pytest.raises(BudgetInfeasibleError, match="training would, but building the model") as caught:
         train_job(job(tmp_path / "run"))
