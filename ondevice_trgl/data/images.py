@@ -1,6 +1,7 @@
 """Labelled images as the trainer reads them: a map-style dataset with a batched path that allocates next to nothing."""
 
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,8 +53,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             )
         return self._fill(wanted, out[: len(wanted)])
 
+    @abstractmethod
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Fill `out`, which has as many rows as `indices`, which are valid; their labels, int64."""
 
 
 @dataclass(frozen=True)

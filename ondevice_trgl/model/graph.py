@@ -4,7 +4,9 @@ The trace is symbolic, so it costs no activation memory, keeps every parameter a
 `import torch` has not made already (torch.export would add `torch._dynamo` and sympy: 90 MB).
 """
 
+import contextlib
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,22 +33,30 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def graph_of(model: nn.Module) -> fx.Graph:
-    """The graph of `model`, whose one placeholder is its input. Raises PartitionError where it cannot be traced."""
+@contextlib.contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every layer in the mode, train or eval, that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        evaluating = _Tracer().trace(model)
-        model.train()
-        graph = _Tracer().trace(model)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def graph_of(model: nn.Module) -> fx.Graph:
+    """The graph of `model`, whose one placeholder is its input. Raises PartitionError where it cannot be traced."""
+    try:
+        with _modes_kept(model):
+            model.eval()
+            evaluating = _Tracer().trace(model)
+            model.train()
+            graph = _Tracer().trace(model)
     except Exception as error:  # whatever the user's forward raises under symbolic values
         raise PartitionError(
             f"{type(model).__name__} cannot be traced: {_where(error)}{error}",
             hint="keep data-dependent control flow inside a leaf module (one without child modules)",
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     _follow_the_mode(model, graph, evaluating)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and (node.users or not node.args)]
     if len(inputs) != 1:
@@ -123,10 +133,9 @@ def note_shapes(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> Non
 
     Raises PartitionError where the network does not accept the input.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with _modes_kept(model), torch.no_grad():
+            model.eval()
             _Shapes(model, graph=graph).run(example_input.clone())
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -134,6 +143,3 @@ def note_shapes(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> Non
             f"{type(model).__name__} does not accept an input of shape {tuple(example_input.shape)}: {reason}",
             hint="check the number of channels and the image size that the network expects",
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
