@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ondevice_trgl.model.partition import LocalModule, Partition, partition
-    from ondevice_trgl.plan.planner import Plan
+    from ondevice_trgl.plan.plan import Plan
     from ondevice_trgl.report.model import Report
     from ondevice_trgl.runtime.callbacks import Callback, RunState
     from ondevice_trgl.runtime.trainer import Trainer

@@ -1,6 +1,7 @@
 """Short-lived processes of our own: ask one something, and what its imports and tensors took is gone with it.
 
-A child module is run with `python -m`; it reads one JSON request on stdin and prints one JSON answer.
+A child module is run as `python -m` would, in a lean process; it reads one JSON request on stdin and prints one JSON
+answer.
 """
 
 import json
@@ -14,6 +15,8 @@ from typing import Any
 
 from ondevice_trgl.errors import TrglError, from_record, to_record
 
+_LEAN = "ondevice_trgl.device.lean"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -26,9 +29,9 @@ class Ended:
 
 
 def ask(module: str, request: dict[str, Any]) -> Ended:
-    """Run `python -m module` on `request`. Raises the TrglError that the child raised."""
+    """Run `module` on `request`. Raises the TrglError that the child raised."""
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", _LEAN, module],
         input=json.dumps(request),
         capture_output=True,
         encoding="utf-8",

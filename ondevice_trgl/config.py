@@ -23,7 +23,7 @@ HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "constant")
 CACHE_TIERS = ("auto", "memory", "disk")
-CACHE_DTYPES = ("fp32", "bf16", "fp16")
+CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "skip")
 
@@ -89,6 +89,10 @@ def _device(value: Any) -> str | None:
     if isinstance(value, str) and (value in ("auto", "cpu", "cuda") or value.removeprefix("cuda:").isdigit()):
         return None
     return "expected auto | cpu | cuda | cuda:N"
+
+
+def _switch(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "expected true or false"
 
 
 def _text(value: Any) -> str | None:
@@ -181,7 +185,11 @@ class TrainConfig(_Checked):
     """Folder of the disk tier; None is inside the run directory."""
     cache_limit: str | int | None = _setting(None, _size)
     """Most bytes that the cache may take on disk."""
-    cache_dtype: str = _setting("fp32", _one_of(*CACHE_DTYPES))
+    cache_dtype: str = _setting("auto", _one_of(*CACHE_DTYPES))
+    """auto is fp32, or bf16 where that would not fit `cache_limit`."""
+    enforce: bool = _setting(True, _switch)
+    """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
+    budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""
     device: str = _setting("auto", _device)
     threads: int | None = _setting(None, _int_from(1, optional=True))
     """Compute threads; None leaves torch's own choice."""
@@ -224,6 +232,10 @@ class TrainConfig(_Checked):
         if self.lr_schedule == "constant":
             return self.learning_rate
         return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * done))
+
+
+DEFAULTS = {f.name: f.default for record in (Workload, TrainConfig) for f in fields(record)}
+"""Every setting, with what holds where nobody says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ondevice_trgl.errors import RunDirError, UsageError
 from ondevice_trgl.model.tensorfile import copy_tensors, read_header
-from ondevice_trgl.plan.planner import Plan
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import read_report
 from ondevice_trgl.runtime.results import head_index
 from ondevice_trgl.runtime.run_dir import RunDir

@@ -4,6 +4,7 @@ Nothing here imports torch until a child process has made the plan and the first
 small.
 """
 
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,15 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ondevice_trgl.child import ask
+from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.meter import own_peak_rss, process_tree_rss
-from ondevice_trgl.errors import RunDirError, TrglError
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.errors import BudgetInfeasibleError, RunDirError, TrglError
 from ondevice_trgl.job import Job
-from ondevice_trgl.model.names import check_model_name, is_own
+from ondevice_trgl.model.names import check_model_name
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime.run_dir import SCRATCH, RunDir, scratch_beside
 
 if TYPE_CHECKING:
     from ondevice_trgl.runtime.callbacks import Callback
+
+
+_WAITING_CODE_BYTES = 5_000_000
+"""Code that asking a child brings back into memory."""
+_MOST_TRIES = 8
 
 
 def plan_job(job: Job) -> Report:
@@ -41,11 +49,14 @@ def train_job(job: Job, callbacks: "Sequence[Callback]" = ()) -> Report:
     return named_run.sit(job, max(made["peak_bytes"], importing), callbacks)
 
 
-def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = ()) -> Report:
-    """Go on where the run in `run_dir` stands. A finished run is reported as it is. Raises TrglError."""
+def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: str | int | None = None) -> Report:
+    """Go on where the run in `run_dir` stands, within another budget where one is given.
+
+    A finished run is reported as it is. Raises TrglError.
+    """
     from ondevice_trgl import named_run
 
-    return named_run.resume(run_dir, callbacks)
+    return named_run.resume(run_dir, callbacks, budget)
 
 
 def evaluate_run(
@@ -62,7 +73,41 @@ def evaluate_run(
 
 
 def _prepared(job: Job, what: str) -> dict[str, Any]:
-    """The answer of a child that makes the plan, or the whole run directory. Raises TrglError."""
+    """The answer of a child that makes the plan, or the whole run directory. Raises TrglError.
+
+    A BudgetInfeasibleError names a budget that a plan was made for, as far as this machine has the memory to try it.
+    """
+    try:
+        return _set_up(job, what)
+    except BudgetInfeasibleError as refusal:
+        raise _tried(job, refusal) from refusal
+
+
+def _tried(job: Job, refusal: BudgetInfeasibleError) -> BudgetInfeasibleError:
+    """`refusal` with a budget that was tried: what lacks memory cannot tell how much more it would have taken."""
+    needed, room = refusal.smallest_feasible_budget_bytes, usable_ram_bytes()
+    for attempt in range(_MOST_TRIES):
+        if needed > room:
+            break
+        try:
+            _set_up(dataclasses.replace(job, config=dataclasses.replace(job.config, budget=needed)), "plan")
+            break
+        except BudgetInfeasibleError as more:
+            raised = needed + needed * 2**attempt // 100  # 1 %, 2 %, 4 %, ...
+            needed = -(-max(raised, more.smallest_feasible_budget_bytes) // 1_000_000) * 1_000_000
+    if needed == refusal.smallest_feasible_budget_bytes:
+        return refusal
+    tail = refusal.hint.partition(";")[2]
+    return BudgetInfeasibleError(
+        refusal.message,
+        budget_bytes=refusal.budget_bytes,
+        smallest_feasible_budget_bytes=needed,
+        hint=f"the smallest feasible budget is {needed // 1_000_000}MB{tail and ';'}{tail}",
+    )
+
+
+def _set_up(job: Job, what: str) -> dict[str, Any]:
+    """One try at what `_prepared` does, each step in a child process of its own."""
     check_model_name(job.workload.model)
     place = scratch_beside(job.run_dir)
     try:  # of this process, as a child that is killed cannot clear up
@@ -70,15 +115,18 @@ def _prepared(job: Job, what: str) -> dict[str, Any]:
     except OSError as error:
         raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
     with scratch as folder:
-        request = {"what": what, "job": job.to_dict(), "caller_bytes": process_tree_rss(), "scratch": folder}
-        built = {"peak_bytes": 0}
-        if not is_own(job.workload.model):  # a process for what the model's code imports, another for the probe
-            built = _asked({**request, "what": "build"})
-        return _asked({**request, "built_peak_bytes": built["peak_bytes"]})
+        release_code_pages()  # while this process waits for its children it needs next to none
+        waiting = process_tree_rss() + _WAITING_CODE_BYTES
+        request = {"what": what, "job": job.to_dict(), "caller_bytes": waiting, "scratch": folder}
+        measured = _asked("ondevice_trgl.measuring", request)
+        request["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
+        request["measuring_peak_bytes"] = measured["peak_bytes"]
+        made = _asked("ondevice_trgl.preparation", request)
+        return {**made, "peak_bytes": max(measured["peak_bytes"], made["peak_bytes"])}
 
 
-def _asked(request: dict[str, Any]) -> dict[str, Any]:
-    ended = ask("ondevice_trgl.preparation", request)
+def _asked(module: str, request: dict[str, Any]) -> dict[str, Any]:
+    ended = ask(module, request)
     if ended.answer is None:
         failure = TrglError(
             f"planning failed: {ended.last_words}",

@@ -18,7 +18,7 @@ from ondevice_trgl.job import Job
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.model.trace import trace
-from ondevice_trgl.plan.planner import Plan
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
 from ondevice_trgl.runtime import results
@@ -55,7 +55,7 @@ def sit(job: Job, peak_before: int, callbacks: Sequence[Callback]) -> Report:
     return _complete(job, report)
 
 
-def resume(run_dir: Path, callbacks: Sequence[Callback]) -> Report:
+def resume(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None = None) -> Report:
     """See `jobs.resume_job`."""
     run = RunDir.open(run_dir)
     if (run_dir / "report.json").is_file() and (report := read_report(run_dir)).status == "completed":
@@ -63,7 +63,10 @@ def resume(run_dir: Path, callbacks: Sequence[Callback]) -> Report:
         of_a_job = "model" in report.workload
         pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
         return _complete(_recorded(run), report) if of_a_job and pending else report
-    return sit(_recorded(run), 0, callbacks)
+    job = _recorded(run)
+    if budget is not None:
+        job = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=budget))
+    return sit(job, 0, callbacks)
 
 
 def evaluate(

@@ -1,22 +1,33 @@
-"""Shared by all tests: a second interpreter with warnings as errors; property tests that ignore the clock."""
+"""Shared by all tests: a second interpreter with warnings as errors; property tests that ignore the clock.
+
+The user's cache folder is one of the session's own, for the processes that tests start too: no figure that was measured
+before decides what a test sees, and none that a test measures stays behind.
+"""
 
 import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # before torch: spinning threads crawl on a busy machine
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # before torch: spinning threads crawl on a busy machine
+_CACHE = tempfile.TemporaryDirectory(prefix="trgl-tests-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
 
 RunPython = Callable[..., str]
+
+
+def pytest_unconfigure() -> None:
+    """Take the cache folder away."""
+    _CACHE.cleanup()
 
 
 @pytest.fixture

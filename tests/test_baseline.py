@@ -83,7 +83,7 @@ def test_a_child_that_dies(
     requests: list[dict[str, Any]] = []
 
     def run(command: list[str], *, input: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command == [sys.executable, "-m", "ondevice_trgl.baseline"]
+        assert command == [sys.executable, "-m", "ondevice_trgl.device.lean", "ondevice_trgl.baseline"]
         requests.append(json.loads(input))
         return subprocess.CompletedProcess(command, code, "", stderr)
 

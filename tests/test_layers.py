@@ -36,6 +36,7 @@ ROOMS = (
     "report",
     "job",
     "named_run",
+    "measuring",
     "preparation",
     "jobs",
     "cli",

@@ -1,6 +1,5 @@
 """What is made before training: a plan leaves no trace, a run that was created resumes, a refusal leaves nothing."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +16,13 @@ from ondevice_trgl import (
     TrainConfig,
     TrglError,
     jobs,
-    preparation,
+    measuring,
 )
 from ondevice_trgl.child import Ended
 from ondevice_trgl.config import Workload
-from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.meter import PeakMeter, own_peak_rss
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
-from ondevice_trgl.model.trace import Chain
-from ondevice_trgl.plan.planner import Plan
-from ondevice_trgl.runtime.prepare import make_run_plan
 from tests.prepared_here import prepared_here
 
 DATA = "synthetic:1x8x8:3:60"
@@ -231,7 +227,7 @@ class Script(PeakMeter):
 
 def test_the_peak_of_setting_up_is_the_highest_whoever_reset_the_meter() -> None:
     device = Script()
-    meter = preparation._Lifetime(device, others=7, built=0)
+    meter = measuring.Lifetime(device, others=7)
     found = []
     for peak in (30, 50, 20):
         device.peak = peak
@@ -239,54 +235,57 @@ def test_the_peak_of_setting_up_is_the_highest_whoever_reset_the_meter() -> None
         assert meter.peak_bytes() == peak
         meter.reset()
     assert found == [37, 57, 57]
-    assert preparation._Lifetime(device, others=7, built=99).highest_bytes() == 99
     device.kind = "cuda"
-    assert preparation._Lifetime(device, others=7, built=99).highest_bytes() == 0
+    assert measuring.Lifetime(device, others=7).highest_bytes() == 0
 
 
-def test_a_refusal_names_no_budget_that_setting_up_would_not_fit_in(
+def refusing_below(least: int, named: int) -> Any:
+    """A `jobs._set_up` that refuses budgets below `least`, each time naming `named`."""
+
+    def set_up(asked: Job, what: str) -> dict[str, Any]:
+        budget = asked.config.budget_bytes or 0
+        tried.append((budget, what))
+        if budget < least:
+            raise BudgetInfeasibleError(
+                f"{budget} is too small", budget_bytes=budget, smallest_feasible_budget_bytes=named, hint="a;b"
+            )
+        return {}
+
+    tried: list[tuple[int, str]] = []
+    set_up.tried = tried  # type: ignore[attr-defined]
+    return set_up
+
+
+def test_a_refusal_names_a_budget_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up = refusing_below(104_000_000, 100_000_000)
+    monkeypatch.setattr(jobs, "_set_up", set_up)
+    with pytest.raises(BudgetInfeasibleError, match=r"^1000000 is too small") as caught:
+        train_job(job(tmp_path / "run", budget="1MB"))
+    sizes = [size for size, _ in set_up.tried]
+    assert sizes == [1_000_000, 100_000_000, 101_000_000, 104_000_000]
+    assert [what for _, what in set_up.tried[1:]] == ["plan"] * 3
+    refusal = caught.value
+    assert (refusal.budget_bytes, refusal.smallest_feasible_budget_bytes) == (1_000_000, sizes[-1])
+    assert refusal.hint == "the smallest feasible budget is 104MB;b"
+
+
+def test_a_budget_that_the_machine_has_no_memory_for_is_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
-
-    def refuse(chain: Chain, data: Any, config: TrainConfig, *rest: Any) -> Plan:
-        tried.append(config.budget_bytes)
-        if len(tried) == 1:
-            raise BudgetInfeasibleError("too small", budget_bytes=10, smallest_feasible_budget_bytes=20)
-        return make_run_plan(chain, data, config, *rest)
-
-    monkeypatch.setattr(preparation, "make_run_plan", refuse)
-    with pytest.raises(BudgetInfeasibleError, match="building the model") as caught:
-        plan_job(job(tmp_path / "run"))
-    least = caught.value.smallest_feasible_budget_bytes
-    assert (caught.value.budget_bytes, least) == (10, tried[-1])
-    assert least > 50_000_000
-    assert f"{least // 1_000_000}MB" in caught.value.hint
+    set_up = refusing_below(104_000_000, 100_000_000)
+    monkeypatch.setattr(jobs, "_set_up", set_up)
+    monkeypatch.setattr(jobs, "usable_ram_bytes", lambda: 100_500_000)
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        plan_job(job(tmp_path / "run", budget="1MB"))
+    assert [size for size, _ in set_up.tried] == [1_000_000, 100_000_000]
+    assert caught.value.smallest_feasible_budget_bytes == 101_000_000
 
 
-def test_the_budget_that_a_refusal_names_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more room more is probed: the first figure may be too low."""
-
-    def refuse(chain: Chain, data: Any, config: TrainConfig, *rest: Any) -> Plan:
-        budget = config.budget_bytes or 0
-        if budget < 40 * 10**9:
-            raise BudgetInfeasibleError(
-                f"{budget} is too small", budget_bytes=budget, smallest_feasible_budget_bytes=budget + 19 * 10**9
-            )
-        return make_run_plan(chain, data, config, *rest)
-
-    monkeypatch.setattr(preparation, "make_run_plan", refuse)
-    with pytest.raises(BudgetInfeasibleError, match=r"^1000000000 is too small") as caught:
-        plan_job(job(tmp_path / "run", budget="1GB"))
-    assert (caught.value.budget_bytes, caught.value.smallest_feasible_budget_bytes) == (10**9, 58 * 10**9)
-    assert caught.value.hint == "the smallest feasible budget is 58000MB"
-
-
-def test_a_plan_that_setting_up_does_not_fit_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        preparation, "make_run_plan", lambda *args: dataclasses.replace(make_run_plan(*args), budget_bytes=1_000_000)
-    )
-    with pytest.raises(BudgetInfeasibleError, match="training would, but building the model") as caught:
-        train_job(job(tmp_path / "run"))
-    assert caught.value.smallest_feasible_budget_bytes > 50_000_000
+@pytest.mark.usefixtures("a_real_process")
+def test_setting_up_that_lacks_memory_is_refused_with_a_budget_that_works(tmp_path: Path) -> None:
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        plan_job(job(tmp_path / "run", budget="120MB"))
+    needed = caught.value.smallest_feasible_budget_bytes
+    assert 120_000_000 < needed < 400_000_000 + own_peak_rss()  # this process waits, and counts
+    assert plan_job(job(tmp_path / "run", budget=needed)).status == "planned"
     assert entries(tmp_path) == []

@@ -1,6 +1,5 @@
-"""The commands put together, and the one place where an exception becomes an exit code."""
+"""The commands put together."""
 
-import contextlib
 import os
 import shlex
 import sys
@@ -8,10 +7,17 @@ from collections.abc import Sequence
 
 import typer
 
-from ondevice_trgl.cli import env, evaluate, export, plan, profiles, report, resume, train
+from ondevice_trgl.cli import profiles
+from ondevice_trgl.cli.env import run_env
+from ondevice_trgl.cli.evaluate import run_evaluate
+from ondevice_trgl.cli.export import run_export
+from ondevice_trgl.cli.guard import guarded
+from ondevice_trgl.cli.options import OUTPUT, RUNNING, TRAINING, Command, takes
+from ondevice_trgl.cli.plan import run_plan
+from ondevice_trgl.cli.report import run_report
+from ondevice_trgl.cli.resume import run_resume
 from ondevice_trgl.cli.shell import PROGRAM, Shell
-from ondevice_trgl.cli.signals import Stopped
-from ondevice_trgl.errors import TrglError
+from ondevice_trgl.cli.train import run_train
 
 app = typer.Typer(
     name=PROGRAM,
@@ -20,16 +26,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command, panel in (
-    ("plan", plan.command, "Train"),
-    ("train", train.command, "Train"),
-    ("resume", resume.command, "Train"),
-    ("evaluate", evaluate.command, "Use a run"),
-    ("report", report.command, "Use a run"),
-    ("export", export.command, "Use a run"),
-    ("env", env.command, "This machine"),
-):
-    app.command(name, rich_help_panel=panel)(command)
+COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
+    ("plan", run_plan, TRAINING, "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("train", run_train, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
+    ("evaluate", run_evaluate, ("run", "use_head", "other_data", "data_root", *OUTPUT), "RUN --head last", "Use a run"),
+    ("report", run_report, ("run", "html", "force", *OUTPUT), "RUN --html report.html", "Use a run"),
+    (
+        "export",
+        run_export,
+        ("run", "use_head", "export_format", "output", "force", *OUTPUT),
+        "RUN -o FILE",
+        "Use a run",
+    ),
+    ("env", run_env, OUTPUT, "", "This machine"),
+)
+"""Name, what it runs, its options, an example of them, and where `--help` lists it."""
+for name, command, options, example, panel in COMMANDS:
+    app.command(name, rich_help_panel=panel)(takes(*options, example=f"{name} {example}".strip())(command))
 app.add_typer(profiles.app, name="profiles", rich_help_panel="This machine")
 
 
@@ -57,39 +71,22 @@ def run(argv: Sequence[str] | None) -> int:
     shell = Shell(
         command=shlex.join([PROGRAM, *args]), verbose=bool(os.environ.get("TRGL_DEBUG")), own_process=argv is None
     )
-    try:
-        code = _dispatch(args, shell)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # whoever read stdout has gone; without this the interpreter complains once more as it flushes at exit
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
-
-def _dispatch(args: list[str], shell: Shell) -> int:
-    try:
-        code = typer.main.get_command(app).main(
-            args=args or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=shell
-        )
-        return code if isinstance(code, int) else 0
-    except Stopped as stop:
-        shell.note("stopped")
-        return 128 + stop.signum
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 1
-    except TrglError as error:
-        return shell.fail(error)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        if (message := _usage_message(error)) is not None:
+    def parse_and_run() -> int:
+        try:
+            code = typer.main.get_command(app).main(
+                args=args or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=shell
+            )
+        except typer.Abort:
+            return 130
+        except Exception as error:
+            if (message := _usage_message(error)) is None:
+                raise
             where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
             return shell.complain(message, hint=f"`{where} --help` lists what it takes", code=2)
-        return shell.crash(error)
+        return code if isinstance(code, int) else 0
+
+    return guarded(parse_and_run, shell)
 
 
 def _usage_message(error: Exception) -> str | None:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.report.table import Line, Span
 from ondevice_trgl.units import format_size
@@ -45,6 +44,3 @@ def _texts(name: str, value: Any) -> list[str]:
     if isinstance(value, int) and name.endswith("_bytes_per_second"):
         return [f"{format_size(value)}/s"]
     return [format_size(value) if isinstance(value, int) and name.endswith("_bytes") else str(value)]
-
-
-command = takes(*OUTPUT, example="env")(run_env)

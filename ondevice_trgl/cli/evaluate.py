@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.table import Span, format_fraction
@@ -36,8 +35,3 @@ def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
         text = "the same as in the run's report" if same else "NOT the same as in the run's report"
         shell.lines([(Span(text, "good" if same else "bad"),)])
     return 0
-
-
-command = takes(
-    "run", "use_head", "other_data", "data_root", *OUTPUT, example="evaluate runs/resnet18-cifar10 --head last"
-)(run_evaluate)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.cli.evaluate import parse_head
-from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.shell import Shell
 
 
@@ -21,9 +20,3 @@ def run_export(shell: Shell, given: dict[str, Any]) -> int:
     else:
         shell.text(str(written))
     return 0
-
-
-command = takes(
-    *("run", "use_head", "export_format", "output", "force", *OUTPUT),
-    example="export runs/resnet18-cifar10 -o model.safetensors",
-)(run_export)

@@ -6,17 +6,14 @@ then, the config file, the profile or the field's default says.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
 
 from ondevice_trgl import config
 from ondevice_trgl.cli.shell import PROGRAM, Shell
+from ondevice_trgl.config import DEFAULTS
 from ondevice_trgl.errors import UnknownNameError
-
-DEFAULTS = {f.name: f.default for record in (config.Workload, config.TrainConfig) for f in fields(record)}
-"""Every setting, with what holds where nobody says otherwise."""
 
 _DECLARED: dict[str, inspect.Parameter] = {}
 
@@ -141,10 +138,11 @@ _add("run", str, typer.Argument(metavar="RUN", help="Run directory.", show_defau
 _add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", show_default=False))
 
 OUTPUT = ("json", "verbose", "no_color")
+RUNNING = ("allocator", "progress", "quiet")
 TRAINING = (
     *(name for name in _DECLARED if name in DEFAULTS or name in ("profile", "config", "run_dir", "force", "baseline")),
-    "allocator",
-    *("progress", "quiet", *OUTPUT),
+    *RUNNING,
+    *OUTPUT,
 )  # fmt: skip
 Command = Callable[[Shell, dict[str, Any]], int]
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ondevice_trgl.cli.options import TRAINING, takes
 from ondevice_trgl.cli.present import show
 from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
@@ -13,10 +12,10 @@ from ondevice_trgl.report.table import plain
 def run_plan(shell: Shell, given: dict[str, Any]) -> int:
     """Show what fits the budget, what is chosen and why; train nothing."""
     resolved = resolve_settings(given)
+    prepare_process(shell, "plan", given)
     settings = origin_lines(resolved, shell.width) if shell.verbose else []
     if shell.json and settings:
         shell.note("\n".join(plain(settings)))
-    prepare_process(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     if given["progress"] != "none":
@@ -26,6 +25,3 @@ def run_plan(shell: Shell, given: dict[str, Any]) -> int:
         shell.lines([*settings, ()])
     show(shell, report)
     return 0
-
-
-command = takes(*TRAINING, example="plan --model resnet18 --data cifar10 -b 600MB")(run_plan)

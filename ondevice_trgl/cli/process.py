@@ -1,45 +1,58 @@
-"""What the command's process sets before torch is imported: the C allocator, and how threads wait.
+"""What the command's process sets before torch is imported: the C allocator, how threads wait, how it imports.
 
 The allocator decides both the peak and the speed. Threads that spin while they wait for each other are fastest on an
 idle machine and ten times slower beside an app that wants the cores too (16 s instead of 1.4 s for the default run,
 3 s with a short spin), so they spin briefly.
 
-Only the command line does this. A program that embeds the library keeps the allocator that it has.
+Only the command line does this. A program that embeds the library keeps all of it as it is.
 """
 
+import json
 import os
+import subprocess
 import sys
+from typing import Any
 
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.device.allocator import allocator_name, tcmalloc_library, tune
+from ondevice_trgl.device.lean import make_lean
 from ondevice_trgl.errors import UsageError
 
 _SPINS = "2000"  # of GNU OpenMP, before a waiting thread sleeps; its default is some 300 000
-_STARTED_AGAIN = "TRGL_STARTED_WITH"
+ORDER = "TRGL_STARTED_WITH"
+"""Environment variable that tells a process started again what to do: command, options and shell, as JSON."""
 
 
-def prepare_process(shell: Shell, choice: str) -> None:
-    """Bring about `choice`; may start the process again, from the beginning, with tcmalloc preloaded.
+def prepare_process(shell: Shell, command: str, given: dict[str, Any]) -> None:
+    """Replace a process of the command's own by one that does `command` on `given` and nothing else (see `again`)."""
+    if shell.own_process:
+        _start_again({**vars(shell), "own_process": False}, command, given, given["allocator"])
+
+
+def settle(choice: str) -> None:
+    """Bring about the allocator `choice` in a process that has just been started for it.
 
     Raises UsageError where tcmalloc is asked for and not to be had.
     """
-    if not shell.own_process:
-        return
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-    if choice in ("auto", "tcmalloc") and allocator_name() != "tcmalloc":
-        library = tcmalloc_library()
-        preloaded = os.environ.get("LD_PRELOAD")
-        if library is not None and _STARTED_AGAIN not in os.environ and (choice == "tcmalloc" or not preloaded):
-            both = f"{library}:{preloaded}" if preloaded else str(library)
-            os.execve(
-                sys.executable,
-                [sys.executable, *sys.orig_argv[1:]],
-                {**os.environ, "LD_PRELOAD": both, _STARTED_AGAIN: "tcmalloc"},
-            )
-        if choice == "tcmalloc":
-            raise UsageError(
-                "tcmalloc cannot be preloaded here",
-                hint="install it (on Debian and Ubuntu: apt install libtcmalloc-minimal4), or use --allocator auto",
-            )
+    if choice == "tcmalloc" and allocator_name() != "tcmalloc":
+        raise UsageError(
+            "tcmalloc cannot be preloaded here",
+            hint="install it (on Debian and Ubuntu: apt install libtcmalloc-minimal4), or use --allocator auto",
+        )
+    make_lean()
     tune(choice)
+
+
+def _start_again(shell: dict[str, Any], command: str, given: dict[str, Any], choice: str) -> None:
+    environment = {**os.environ, ORDER: json.dumps({"command": command, "given": given, "shell": shell})}
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
+    library, preloaded = tcmalloc_library(), environment.get("LD_PRELOAD")
+    wanted = choice == "tcmalloc" or (choice == "auto" and not preloaded)
+    if wanted and library is not None and allocator_name() != "tcmalloc":
+        environment["LD_PRELOAD"] = f"{library}:{preloaded}" if preloaded else str(library)
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # what was typed stands behind, for whoever looks at the list of processes
+    arguments = [sys.executable, *flags, "-m", "ondevice_trgl.cli.again", *sys.argv[1:]]
+    sys.stdout.flush()
+    os.execve(sys.executable, arguments, environment)

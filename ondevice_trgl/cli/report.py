@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.cli.options import OUTPUT, takes
 from ondevice_trgl.cli.present import show
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.errors import StorageError, UsageError
@@ -30,6 +29,3 @@ def run_report(shell: Shell, given: dict[str, Any]) -> int:
     else:
         shell.text(str(target))
     return 0
-
-
-command = takes("run", "html", "force", *OUTPUT, example="report runs/resnet18-cifar10 --html report.html")(run_report)

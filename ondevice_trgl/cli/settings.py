@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ondevice_trgl.cli.options import DEFAULTS
-from ondevice_trgl.config import Resolved, Workload, read_toml, resolve
+from ondevice_trgl.config import DEFAULTS, Resolved, Workload, read_toml, resolve
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.table import Line, Span, make_table, table_lines
 from ondevice_trgl.units import format_size

@@ -3,7 +3,6 @@
 from typing import Any
 
 from ondevice_trgl.cli.display import make_progress
-from ondevice_trgl.cli.options import TRAINING, takes
 from ondevice_trgl.cli.plan import run_plan
 from ondevice_trgl.cli.present import exit_code, show
 from ondevice_trgl.cli.process import prepare_process
@@ -18,9 +17,9 @@ def run_train(shell: Shell, given: dict[str, Any]) -> int:
     if given["dry_run"]:
         return run_plan(shell, given)
     resolved = resolve_settings(given)
+    prepare_process(shell, "train", given)
     if shell.verbose:
         shell.note("\n".join(plain(origin_lines(resolved, shell.width))))
-    prepare_process(shell, given["allocator"])
     from ondevice_trgl import jobs
 
     job = make_job(given, resolved, command=shell.command)
@@ -33,6 +32,3 @@ def run_train(shell: Shell, given: dict[str, Any]) -> int:
         report = jobs.train_job(job, callbacks=(signals, progress))
     show(shell, report)
     return exit_code(report, signum=signals.signum)
-
-
-command = takes(*TRAINING, "dry_run", example="train --model resnet18 --data cifar10 -b 600MB")(run_train)

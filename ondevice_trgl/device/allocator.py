@@ -59,6 +59,27 @@ def release_memory() -> None:
                 release()
 
 
+def tcmalloc_property(name: str) -> int | None:
+    """A number that tcmalloc keeps, like "tcmalloc.heap_limit_mb"; None where malloc is another, or has no such."""
+    ask = _function(
+        _symbols(),
+        "MallocExtension_GetNumericProperty",
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_size_t),
+    )
+    value = ctypes.c_size_t(0)
+    if ask is None or not ask(name.encode(), ctypes.byref(value)):
+        return None
+    return int(value.value)
+
+
+def set_tcmalloc_property(name: str, value: int) -> bool:
+    """Change such a number; returns whether tcmalloc took it."""
+    change = _function(_symbols(), "MallocExtension_SetNumericProperty", ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    return change is not None and bool(change(name.encode(), value))
+
+
 def set_mmap_threshold(
     threshold_bytes: int, *, trim_threshold_bytes: int | None = None, max_arenas: int | None = None
 ) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError, PartitionError
-from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.store import evicted, shape_of, state_of
 from ondevice_trgl.model.trace import Chain, chain_from
 
 _LAYERS = "torch.nn.modules."
@@ -67,7 +67,7 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
 def _tensor(value: Tensor, name: str, names: dict[int, str]) -> dict[str, Any]:
     first = names.setdefault(id(value), name)
     return {
-        "shape": list(value.shape),
+        "shape": list(shape_of(value)),
         "dtype": _name_of(value.dtype),
         "trained": isinstance(value, nn.Parameter),
         "grad": value.requires_grad,
@@ -173,7 +173,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def from_blueprint(record: dict[str, Any]) -> Chain:
-    """The chain again; its tensors have shapes and undefined content. Raises DamagedFileError."""
+    """The chain again, its tensors evicted. Raises DamagedFileError."""
     try:
         return _Builder(record).chain()
     except DamagedFileError:
@@ -253,9 +253,10 @@ class _Builder:
     def _tensor(self, record: dict[str, Any], path: str) -> Tensor:
         if record["same_as"] is not None:
             return self.tensors[record["same_as"]]
-        value = torch.empty(record["shape"], dtype=_dtype(record["dtype"]))
-        self.tensors[path] = nn.Parameter(value, requires_grad=record["grad"]) if record["trained"] else value
-        return self.tensors[path]
+        value = torch.empty(0, dtype=_dtype(record["dtype"]))
+        tensor = nn.Parameter(value, requires_grad=record["grad"]) if record["trained"] else value
+        self.tensors[path] = evicted(tensor, tuple(map(int, record["shape"])))
+        return tensor
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, list):

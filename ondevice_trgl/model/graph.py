@@ -113,6 +113,8 @@ def _follow_the_mode(model: nn.Module, graph: fx.Graph, evaluating: fx.Graph) ->
 def _is_same_constant(model: nn.Module, node: fx.Node, other: fx.Node) -> bool:
     """Tensors that `forward` makes are stored anew by each trace."""
     one, two = (operator.attrgetter(str(n.target))(model) for n in (node, other))
+    if one is two:  # a parameter: nothing to read
+        return isinstance(one, Tensor)
     return isinstance(one, Tensor) and isinstance(two, Tensor) and torch.equal(one, two)
 
 

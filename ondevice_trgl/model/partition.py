@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.residual import Residual
+from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
 
 
@@ -84,6 +85,11 @@ class Partition:
     bounds: tuple[int, ...]
     modules: tuple[LocalModule, ...]
 
+    def pieces(self, index: int) -> tuple[LocalModule, ...]:
+        """The segments of module `index`, each as a module of its own that shares its weights."""
+        start, stop = self.bounds[index], self.bounds[index + 1]
+        return tuple(LocalModule.of(self.chain, k, k + 1) for k in range(start, stop))
+
     def to_dict(self) -> dict[str, Any]:
         """Names, shapes and residual branches of the modules, JSON-ready."""
         return {
@@ -93,7 +99,7 @@ class Partition:
                     "name": module.label,
                     "in_shape": list(module.in_shape),
                     "out_shape": list(module.out_shape),
-                    "params": sum(p.numel() for p in module.parameters()),
+                    "params": parameter_count(module),
                     "branches": [{"branch": r.branch.name, "shortcut": r.kind} for r in module.branches],
                 }
                 for module in self.modules
@@ -145,7 +151,7 @@ def even_bounds(chain: Chain, count: int) -> tuple[int, ...]:
 
 def _load(chain: Chain, segment: Segment) -> float:
     names = {str(node.target) for node in segment.nodes if node.op == "call_module"}
-    parameters = sum(p.numel() for name in names for p in chain.model.get_submodule(name).parameters())
+    parameters = parameter_count(*map(chain.model.get_submodule, names))
     elements = 0
     for node in segment.nodes:
         size = 1

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from ondevice_trgl.model.store import shape_of
+
 _ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -67,11 +69,11 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
 def is_weighted(node: fx.Node, modules: dict[str, nn.Module], model: nn.Module) -> bool:
     """Whether the node multiplies by a trained matrix or kernel (a norm's scale does not count)."""
     if node.op == "call_module":
-        return any(parameter.ndim >= 2 for parameter in modules[str(node.target)].parameters())
+        return any(len(shape_of(parameter)) >= 2 for parameter in modules[str(node.target)].parameters())
     for used in node.all_input_nodes:
         if used.op == "get_attr":
             value = operator.attrgetter(str(used.target))(model)
-            if isinstance(value, nn.Parameter) and value.ndim >= 2 and node.target not in _ADDS:
+            if isinstance(value, nn.Parameter) and len(shape_of(value)) >= 2 and node.target not in _ADDS:
                 return True
     return False
 

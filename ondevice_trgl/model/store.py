@@ -5,6 +5,7 @@ One safetensors file a module, `modules/03.safetensors`. Tensor names are the ne
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None
             hint="the run was made with another model or partition",
         )
     for name, target in targets.items():
-        shape, found = getattr(target, _SHAPE, tuple(target.shape)), tensors[name]
+        shape, found = shape_of(target), tensors[name]
         if (tuple(found.shape), found.dtype) != (shape, target.dtype):
             raise DamagedFileError(
                 f"{source} does not fit the model: {name} is {tuple(found.shape)} {found.dtype} there, "
@@ -156,6 +157,41 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None
     for name, target in targets.items():
         target.data = tensors[name]
         target.grad = None
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Shape of `tensor`, also while it is evicted."""
+    shape: tuple[int, ...] = getattr(tensor, _SHAPE, tuple(tensor.shape))
+    return shape
+
+
+def is_evicted(module: nn.Module) -> bool:
+    """Whether `module` has parameters, and none of them holds memory."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(p.numel() == 0 for p in parameters)
+
+
+def bytes_in(tensors: Iterable[Tensor]) -> int:
+    """Bytes of `tensors`, also of those that are evicted."""
+    return sum(math.prod(shape_of(tensor)) * tensor.element_size() for tensor in tensors)
+
+
+def parameter_count(*modules: nn.Module | None) -> int:
+    """Parameters (elements) of `modules`, also of those that are evicted; what they share counts for each."""
+    return sum(math.prod(shape_of(p)) for module in modules if module is not None for p in module.parameters())
+
+
+def fill_with_noise(*modules: nn.Module | None) -> None:
+    """Give evicted tensors memory of their own again, with values that train: for measuring what they take."""
+    for tensor in _tensors(modules):
+        values = torch.ones(shape_of(tensor), dtype=tensor.dtype, device=tensor.device)  # a variance is positive
+        tensor.data = values.normal_(0.0, 0.05) if isinstance(tensor, nn.Parameter) else values
+
+
+def evicted(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`tensor`, which holds nothing, as one of `shape` that is evicted."""
+    setattr(tensor, _SHAPE, shape)
+    return tensor
 
 
 def evict(*modules: nn.Module | None) -> None:

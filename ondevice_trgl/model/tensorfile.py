@@ -32,16 +32,32 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _MOST_HEADER = 64 << 20
+_PIECE_BYTES = 8 << 20
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    written: Callable[[], None] | None = None,
+) -> int:
     """Write `tensors` to `path` atomically and durably; returns the bytes written.
 
-    Written beside `path`, flushed to the disk, renamed over it. Raises StorageError where the disk fails or is full.
+    Written beside `path`, flushed to the disk, renamed over it. `written` is called behind every few megabytes, for
+    tensors that can leave memory then. Raises StorageError where the disk fails or is full.
     """
     entries = {name: (_NAMES[t.dtype], list(t.shape), t.numel() * t.element_size()) for name, t in tensors.items()}
-    blocks = (bytes_of(tensor.detach().cpu().contiguous()) for tensor in tensors.values())
-    return _write(path, entries, blocks, metadata)
+
+    def blocks() -> Iterator[memoryview]:
+        for tensor in tensors.values():
+            block = bytes_of(tensor.detach().cpu().contiguous())
+            for start in range(0, len(block), _PIECE_BYTES):
+                yield block[start : start + _PIECE_BYTES]
+                if written is not None:
+                    written()
+
+    return _write(path, entries, blocks(), metadata)
 
 
 def copy_tensors(path: Path, sources: Mapping[str, tuple[Path, str]]) -> int:

@@ -1,17 +1,16 @@
 """What a local module takes in memory: each segment is run once at two tiny batches, and the bytes are extrapolated.
 
-A forward and a backward pass of every segment on its own, at batch 2 and 4, under `LiveBytes`: exact for tensors. After
-each operator the bytes alive are affine in the batch, so that their peak is the largest of many straight lines: weight
-gradients may make it at batch 4, and activations at batch 64. The bytes of any group of segments follow by simulating
-its forward and backward pass.
+A forward and a backward pass of every segment on its own, at batch 2 and 4, under `LiveBytes`: exact for tensors. The
+bytes of any group of segments follow by simulating its forward and backward pass (`Costs.module_bytes`). Segments that
+are alike, as the blocks of a stage are, are measured once.
 """
 
-import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,170 +18,54 @@ from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.model.alike import likeness
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.model.store import evict, state_of
+from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.costs import LARGE, SMALL, Affine, Cost, Costs, Envelope
 from ondevice_trgl.plan.live_bytes import LiveBytes, seed
-from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.transport import has_transport, with_transport
 
-SMALL, LARGE = 2, 4
 
-
-@dataclass(frozen=True)
-class Affine:
-    """constant + slope · batch, in bytes."""
-
-    constant: float
-    slope: float
-
-    def __call__(self, batch: int) -> float:
-        return self.constant + self.slope * batch
-
-    @classmethod
-    def through(cls, at_small: float, at_large: float) -> "Affine":
-        slope = (at_large - at_small) / (LARGE - SMALL)
-        return cls(at_small - slope * SMALL, slope)
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """The largest of several straight lines, in bytes."""
-
-    lines: tuple[Affine, ...]
-
-    def __call__(self, batch: int) -> float:
-        return max(line(batch) for line in self.lines)
-
-    @classmethod
-    def through(cls, at_small: list[int], at_large: list[int]) -> "Envelope":
-        """Of two timelines of the same operators; of their peaks alone where the operators differ."""
-        if len(at_small) != len(at_large):
-            return cls((Affine.through(max(at_small), max(at_large)),))
-        lines = {Affine.through(a, b) for a, b in zip(at_small, at_large, strict=True)}
-        kept: list[Affine] = []
-        for line in sorted(lines, key=lambda line: (-line.slope, -line.constant)):
-            if not kept or line.constant > kept[-1].constant:  # else it lies below one of steeper slope
-                kept.append(line)
-        return cls(tuple(kept))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes of one segment or head, its input not counted."""
-
-    parameters: int
-    buffers: int
-    sizes: tuple[int, ...]
-    """Of its parameters, in the order of the update."""
-    saved: Affine
-    """Alive behind the forward pass for its own backward pass."""
-    output: Affine
-    """Its output, where `saved` does not hold it already."""
-    keeps_input: bool
-    """Whether its backward pass needs its input."""
-    forward_peak: Envelope
-    backward_peak: Envelope
-    """From the start of the forward pass: saved tensors, gradients of parameters and input."""
-    entry_peak: Envelope
-    """The same where it comes first, and no gradient of its input is computed."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Costs of all segments of a chain, and of the auxiliary head behind each."""
-
-    segments: tuple[Cost, ...]
-    heads: tuple[Cost | None, ...]
-    """Behind segment i; None behind the last."""
-    input_bytes: int
-    """Of one sample."""
-    output_bytes: tuple[int, ...]
-    """Boundary activation behind segment i of one sample, fp32."""
-    optimizer: str
-    momentum: float
-    scratch: tuple[Affine, ...] = ()
-    """What kernels take for themselves, of each segment; empty where it was not measured."""
-
-    def scratch_bytes(self, start: int, stop: int, micro_batch: int) -> int | None:
-        """Scratch of segments `start` to `stop` as one module: the most that one of them takes. None: not measured."""
-        if not self.scratch:
-            return None
-        return int(max(scratch(micro_batch) for scratch in self.scratch[start:stop]))
-
-    def largest_batch(self, most: int, room_bytes: int) -> int:
-        """The largest batch of at most `most`, by halves, at which every segment alone takes `room_bytes` or less.
-
-        1 where there is none.
-        """
-        batch = most
-        while batch > 1 and any(
-            self.module_bytes(k, k + 1, batch, accumulate=False) > room_bytes for k in range(len(self.segments))
-        ):
-            batch //= 2
-        return batch
-
-    @cached_property
-    def parameter_bytes(self) -> int:
-        """Of the whole network."""
-        return sum(cost.parameters + cost.buffers for cost in self.segments)
-
-    def module_bytes(self, start: int, stop: int, micro_batch: int, *, accumulate: bool) -> int:
-        """Peak tensor bytes of training segments `start` to `stop` (exclusive) with their head as one module.
-
-        Parameters, gradients, optimizer state, activations, the input buffer. With `accumulate`, gradients of the
-        micro-batches before are alive throughout.
-        """
-        head = self.heads[stop - 1] if stop < len(self.segments) else None
-        parts = [*self.segments[start:stop], *([head] if head else [])]
-        parameters = sum(part.parameters for part in parts)
-        resident = parameters + sum(part.buffers for part in parts)
-        resident += Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
-        resident += micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
-        peak, alive, passed, rest = 0.0, 0.0, 0.0, float(parameters)
-        for index, part in enumerate(parts):
-            rest -= part.parameters
-            before = parameters if accumulate else 0  # gradients of earlier micro-batches
-            behind = parameters if accumulate else rest  # and of the later parts, when backward gets here
-            peak = max(peak, alive + passed + part.forward_peak(micro_batch) + before)
-            if part.keeps_input:
-                alive += passed
-            backward = part.backward_peak if index else part.entry_peak
-            peak = max(peak, alive + backward(micro_batch) + behind)
-            alive += part.saved(micro_batch)
-            passed = part.output(micro_batch)
-        for size in (size for part in parts for size in part.sizes):  # the update drops one gradient after the other
-            peak = max(peak, parameters + Optimizer.update_bytes(self.optimizer, size))
-            parameters -= size
-        return int(resident + peak)
-
-
-def estimate(chain: Chain, config: TrainConfig, *, throw_away: bool = False) -> Costs:
+def estimate(chain: Chain, config: TrainConfig) -> Costs:
     """Measure every segment of `chain` and the heads that `config` names. The model is left as it was.
 
-    With `throw_away` each segment is evicted once it is measured: for a chain whose tensors hold nothing, as a
-    blueprint gives it. Memory: the network's weights (with `throw_away` those of one segment), and the activations of
-    one segment at batch 4.
+    Tensors that are evicted, as a blueprint gives them, are filled with noise and evicted again.
+    Memory: beyond what the chain holds, one segment and its activations at batch 4.
     """
-    segments, heads, outputs = [], [], []
-    with contextlib.nullcontext() if throw_away else _untouched(chain.model):
+    segments: list[Cost] = []
+    heads: list[Cost | None] = []
+    known: dict[Any, Cost] = {}
+    with _untouched(chain.model):
         for index, segment in enumerate(chain.segments):
             module = LocalModule.of(chain, index, index + 1)
             shape = chain.segments[index - 1].out_shape if index else chain.in_shape
             dtype = torch.float32 if index else chain.in_dtype
             last = index == len(chain.segments) - 1
-            segments.append(_measure(module, _runner(module, config, last=last), shape, dtype))
-            if throw_away:
-                evict(module)
-                release_memory()
-            outputs.append(4 * _elements(segment.out_shape))
-            heads.append(None if last else _head(config.head, segment.out_shape, chain.num_outputs))
+            key = likeness(module), last
+            if key not in known:
+                empty = is_evicted(module)
+                if empty:
+                    fill_with_noise(module)
+                known[key] = _measure(module, _runner(module, config, last=last), shape, dtype)
+                if empty:
+                    evict(module)
+                    release_memory()
+                    release_code_pages()
+            segments.append(known[key])
+            if last:
+                heads.append(None)
+                continue
+            if segment.out_shape not in known:
+                known[segment.out_shape] = _head(config.head, segment.out_shape, chain.num_outputs)
+            heads.append(known[segment.out_shape])
     return Costs(
         tuple(segments),
         tuple(heads),
-        _elements(chain.in_shape) * chain.in_dtype.itemsize,
-        tuple(outputs),
+        math.prod(chain.in_shape) * chain.in_dtype.itemsize,
+        tuple(4 * math.prod(segment.out_shape) for segment in chain.segments),
         config.optimizer,
         config.momentum,
     )
@@ -284,15 +167,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, kept in buffers:
-                buffer.copy_(kept)
+                if buffer.shape == kept.shape:  # else it was evicted, and an error left it filled
+                    buffer.copy_(kept)
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, training in modes:
             module.training = training
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

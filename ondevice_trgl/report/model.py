@@ -53,6 +53,8 @@ class ModuleReport:
     params: int
     """Elements, the auxiliary head's included."""
     predicted_peak_bytes: int
+    micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
     measured_peak_bytes: int | None = None
     """Whole process, highest of the laps."""
     train_seconds: float | None = None
@@ -134,6 +136,19 @@ class Report:
     """What was trained on what: model, data, sample counts, image size."""
     message: str = ""
     """Why a run is paused or failed."""
+    pressure: tuple[Mapping[str, Any], ...] = ()
+    """Every time that memory ran short: lap, module, epoch, step, cause, before, after."""
+    budgets: tuple[Mapping[str, int], ...] = ()
+    """Where the budget was changed while training: budget_bytes and measured_peak_bytes of each stretch."""
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the budget was kept, each stretch against its own; None where nothing was measured."""
+        if self.measured_peak_bytes is None:
+            return None
+        if len(self.budgets) > 1:
+            return all(stretch["measured_peak_bytes"] <= stretch["budget_bytes"] for stretch in self.budgets)
+        return self.measured_peak_bytes <= self.budget_bytes
 
     @property
     def savings(self) -> dict[str, float | None]:
@@ -160,6 +175,8 @@ class Report:
         plan["reasons"] = tuple(plan["reasons"])
         values["plan"] = PlanReport(**plan)
         values["modules"] = tuple(ModuleReport(**_known(ModuleReport, m)) for m in values["modules"])
+        for name in ("pressure", "budgets"):
+            values[name] = tuple(values.get(name, ()))
         values["baselines"] = {
             name: BaselineReport(**_known(BaselineReport, b)) for name, b in values.get("baselines", {}).items()
         }

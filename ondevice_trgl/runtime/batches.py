@@ -48,14 +48,15 @@ def train_batches(
     source: Source, order: Sequence[int], batch: int, buffer: Tensor
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For each full batch in `order`, its micro-batches (z, labels); z is `buffer`, overwritten by the next."""
-    micro = len(buffer)
-
-    def micro_batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for at in range(start, start + batch, micro):
-            yield buffer, source.read(order[at : at + micro], buffer)
-
     for start in range(0, len(order) - batch + 1, batch):
-        yield micro_batches(start)
+        yield micro_batches(source, order[start : start + batch], buffer)
+
+
+def micro_batches(source: Source, indices: Sequence[int], buffer: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples `indices` in micro-batches (z, labels) as large as `buffer`, which is overwritten by the next."""
+    micro = len(buffer)
+    for at in range(0, len(indices), micro):
+        yield buffer, source.read(indices[at : at + micro], buffer)
 
 
 def all_rows(source: Source, buffer: Tensor) -> Iterator[tuple[Tensor, Tensor, int, int]]:

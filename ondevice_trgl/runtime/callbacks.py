@@ -67,6 +67,9 @@ class Callback:
     def on_cache_write(self, run: RunState) -> None:
         """After each batch of boundary activations is written."""
 
+    def on_budget_pressure(self, run: RunState) -> None:
+        """After memory ran short, or the budget was lowered, and the module went on with less."""
+
     def on_pause(self, run: RunState) -> None:
         """After the checkpoint of a requested pause."""
 

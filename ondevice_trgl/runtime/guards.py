@@ -6,22 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.runtime.batches import Source
 from ondevice_trgl.runtime.run_dir import RunDir
-
-
-def size(*modules: nn.Module | None) -> int:
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
-
-
-def is_evicted(model: nn.Module) -> bool:
-    parameters = list(model.parameters())
-    return bool(parameters) and all(p.numel() == 0 for p in parameters)
 
 
 def outline(data: dict[str, Source]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Whoever opens the run directory afterwards needs neither the model's code nor the memory of its weights.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,27 @@ from torch import nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.device.allocator import release_memory
-from ondevice_trgl.device.meter import PeakMeter, RssMeter
+from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import ConfigError, DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, from_blueprint, to_blueprint
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import Partition, group
-from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, state_of
+from ondevice_trgl.model.store import ModuleStore, aliases_of, bytes_in, evict, is_evicted, parameter_count, state_of
 from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
-from ondevice_trgl.plan.planner import CODE_BYTES, UNMEASURED_SCRATCH, Plan, make_plan
-from ondevice_trgl.plan.probe import probe
+from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.plan.planner import LEAST_SCRATCH, SCRATCH, make_plan
 from ondevice_trgl.runtime.batches import Source, check_finite, check_labels, mix
-from ondevice_trgl.runtime.guards import is_evicted, outline, size
+from ondevice_trgl.runtime.guards import outline
+from ondevice_trgl.runtime.measured import Measured
+from ondevice_trgl.runtime.rehearse import Rehearsals
 from ondevice_trgl.runtime.run_dir import FORMAT, RunDir
-from ondevice_trgl.runtime.scheduler import Measured
 
 BLUEPRINT = "blueprint.json"
+_MOST_PLANS = 12
+"""Plans that are rehearsed before one is taken as it is; each teaches something."""
 
 
 @dataclass(frozen=True)
@@ -75,35 +80,54 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
     return chain
 
 
-def make_run_plan(
-    chain: Chain,
-    data: dict[str, Source],
-    config: TrainConfig,
-    meter: PeakMeter,
-    floor_bytes: int | None = None,
-    fresh: Callable[[], Chain] | None = None,
-) -> Plan:
-    """The plan for the process in which this is called, or for one whose floor is `floor_bytes`.
+def make_run_plan(chain: Chain, data: dict[str, Source], config: TrainConfig, meter: PeakMeter) -> Plan:
+    """The plan for the process in which this is called, by estimate alone.
 
-    In the latter case the tensors of `chain` are taken to hold nothing, and are evicted; `fresh` gives the same chain
-    again, for a probe.
     Raises BudgetInfeasibleError, PartitionError, ConfigError.
     """
+    costs = estimate(chain, config)
+    release_memory()
+    release_code_pages()
+    floor = meter.current_bytes() - bytes_in(state_of(chain.model).values()) if meter.kind == "rss" else 0
+    return plan_for(chain, costs, data, config, floor)
+
+
+def rehearsed_plan(
+    chain: Chain,
+    costs: Costs,
+    data: dict[str, Source],
+    config: TrainConfig,
+    rehearsals: Rehearsals,
+    *,
+    beside_bytes: int,
+    set_up: Callable[[], int],
+) -> Plan:
+    """The plan for another process, its modules rehearsed in this one: that holds `beside_bytes` more than this.
+
+    `set_up()` is what setting the run up took at most so far.
+    Raises BudgetInfeasibleError, PartitionError, ConfigError.
+    """
+    for _ in range(_MOST_PLANS):
+        floor = rehearsals.floor_bytes + beside_bytes
+        plan = plan_for(chain, costs, data, config, floor, rehearsals, set_up())
+        if rehearsals.of(plan):
+            break
+    floor = rehearsals.floor_bytes + beside_bytes
+    return plan_for(chain, costs, data, config, floor, rehearsals, set_up())
+
+
+def plan_for(
+    chain: Chain,
+    costs: Costs,
+    data: dict[str, Source],
+    config: TrainConfig,
+    floor_bytes: int,
+    rehearsals: Rehearsals | None = None,
+    set_up_bytes: int = 0,
+) -> Plan:
+    """`make_plan` for these datasets."""
     if config.budget_bytes is None:
         raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
-    costs = estimate(chain, config, throw_away=floor_bytes is not None)
-    if fresh is not None and floor_bytes is not None and meter.name == RssMeter.name:
-        # what the probe itself may take: it is to stay inside the budget too
-        room = int((config.budget_bytes - floor_bytes - CODE_BYTES) / (1 + UNMEASURED_SCRATCH))
-        asked = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
-        batch = costs.largest_batch(min(asked, len(data["train"].labels)), room)
-        if batch > 1:  # BatchNorm cannot train on a single value
-            costs = probe(fresh(), costs, config, batch, meter, most_bytes=room)
-    if floor_bytes is None:
-        release_memory()
-        release_code_pages()
-        weights = sum(t.numel() * t.element_size() for t in state_of(chain.model).values())
-        floor_bytes = meter.current_bytes() - weights if meter.kind == "rss" else 0
     return make_plan(
         chain,
         costs,
@@ -112,6 +136,10 @@ def make_run_plan(
         floor_bytes=floor_bytes,
         rows=sum(len(split.labels) for split in data.values()),
         train_rows=len(data["train"].labels),
+        val_rows=len(data["val"].labels) if "val" in data else 0,
+        measured=rehearsals.above if rehearsals else None,
+        scratch=LEAST_SCRATCH if rehearsals and rehearsals.possible else SCRATCH,
+        set_up_bytes=set_up_bytes,
     )
 
 
@@ -152,7 +180,12 @@ def create_run(
     heads = []
     for index, module in enumerate(partition.modules):
         head = fresh_head(chain, partition, config, index)
-        start = {"laps_done": 0, "epoch": 0, "step": 0, "measured": vars(Measured(params=size(module, head)))}
+        start = {
+            "laps_done": 0,
+            "epoch": 0,
+            "step": 0,
+            "measured": vars(Measured(params=parameter_count(module, head))),
+        }
         if weights is None:
             store.save(index, module, head, start)
         else:
@@ -189,7 +222,10 @@ def open_run(path: Path, data: dict[str, Source], config: TrainConfig, model: nn
             store.load_model(model)
         chain = chain_of(model, data)
     before, now = record["config"], config.to_dict()
-    changed = [name for name in now if before.get(name) != now[name]]
+    free = ("budget", "enforce")  # these may be others each time
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
+    if config.budget_bytes is not None:
+        plan = dataclasses.replace(plan, budget_bytes=config.budget_bytes)
     partition = group(chain, plan.bounds) if plan.bounds[-1] == len(chain.segments) else None
     if partition is None or partition.to_dict() != run.read("partition.json"):
         changed.append("the model")

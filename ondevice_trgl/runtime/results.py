@@ -14,7 +14,7 @@ from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
-from ondevice_trgl.plan.planner import Plan
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import (
     BASELINES,
     NOT_YET,
@@ -27,7 +27,7 @@ from ondevice_trgl.report.model import (
     SecondsReport,
 )
 from ondevice_trgl.runtime.batches import Source, all_rows, buffer_for
-from ondevice_trgl.runtime.scheduler import Measured
+from ondevice_trgl.runtime.measured import Measured
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def _plan_report(plan: Plan, config: TrainConfig, cache_dir: Path | None) -> Pla
         batch_size=plan.batch_size,
         micro_batch_size=plan.micro_batch_size,
         grad_accum_steps=plan.grad_accum_steps,
-        activation_checkpointing=False,
+        activation_checkpointing=plan.checkpointed,
         optimizer=config.optimizer,
         cache=CacheReport(
             tier=plan.cache_tier,
@@ -69,6 +69,8 @@ def make_report(
     total_seconds: float = 0.0,
     environment: Mapping[str, Any],
     workload: Mapping[str, Any],
+    pressure: Sequence[Mapping[str, Any]] = (),
+    budgets: Sequence[Mapping[str, int]] = (),
 ) -> Report:
     """The report of a run or, with status "planned" and empty measurements, of a plan.
 
@@ -104,6 +106,8 @@ def make_report(
         ),
         environment=environment,
         workload=workload,
+        pressure=tuple(pressure),
+        budgets=tuple(budgets),
     )
 
 
@@ -114,6 +118,8 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         name=name,
         params=measured.params,
         predicted_peak_bytes=plan.predicted_peak_bytes[index],
+        micro_batch_size=plan.rungs[index].micro_batch_size,
+        activation_checkpointing=plan.rungs[index].checkpointed,
         measured_peak_bytes=measured.measured_peak_bytes or None,
         train_seconds=measured.train_seconds if started else None,
         cache_read_bytes=measured.cache_read_bytes if started else None,

@@ -11,19 +11,21 @@ import torch
 
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
+from ondevice_trgl.device.limit import NoLimit, limit_for
 from ondevice_trgl.device.meter import PeakMeter
-from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.batches import Source
 from ondevice_trgl.runtime.boundaries import Boundaries
+from ondevice_trgl.runtime.budget import Budget
 from ondevice_trgl.runtime.callbacks import Callback
 from ondevice_trgl.runtime.guards import last_report
+from ondevice_trgl.runtime.measured import Measured, Paused
 from ondevice_trgl.runtime.prepare import Prepared
 from ondevice_trgl.runtime.progress import Progress
-from ondevice_trgl.runtime.scheduler import Measured, Paused, Scheduler
+from ondevice_trgl.runtime.scheduler import Scheduler
 
 
 @dataclass
@@ -40,22 +42,27 @@ class Session:
     peak_before: int
     workload: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        limit = limit_for(self.device) if self.prepared.config.enforce else NoLimit()
+        self.budget = Budget(self.prepared.plan.budget_bytes, limit, self.meter)
+
     def run(self) -> Report:
         """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed"."""
         p = self.prepared
         before = last_report(p.run)
-        release_memory()
-        release_code_pages()
         boundaries = Boundaries(
             self.data, p.plan.cache_tier, p.plan.cache_dtype, p.run.cache_folder(p.config.cache_dir)
         )
         progress = self._progress()
         scheduler = Scheduler(
-            p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device
-        )
+            p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
+            self.budget,
+        )  # fmt: skip
         scheduler.peak_outside = max(self.peak_before, (before.measured_peak_bytes or 0) if before else 0)
         seconds_before = before.seconds.total if before else 0.0
+        scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         try:
+            self.budget.start(p.plan.floor_bytes)
             scheduler.restore_callbacks()
             progress.call("on_fit_start")
             scheduler.fit()
@@ -71,6 +78,7 @@ class Session:
             progress.call("on_exception", error)
             raise
         finally:
+            self.budget.end()
             boundaries.close()
             p.run.clear_cache(p.config.cache_dir)
             evict(*p.partition.modules, *p.heads)
@@ -101,12 +109,14 @@ class Session:
             measured=measured,
             accuracy=results.accuracies(p.store, measured, labels) if status == "completed" else None,
             meter=self.meter,
-            peak_outside=max(scheduler.peak_outside, self.meter.peak_bytes()),
+            peak_outside=max(scheduler.peak_outside, self.budget.note_peak()),
             status=status,
             message=message,
             total_seconds=time.perf_counter() - self.started + seconds_before,
             environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
             workload=self.workload,
+            pressure=scheduler.pressures,
+            budgets=[vars(period) for period in self.budget.periods] if len(self.budget.periods) > 1 else [],
         )
         p.run.write("report.json", report.to_dict())
         return report

@@ -1,6 +1,7 @@
 """Every sample once through a trained module: its accuracy, and the boundary that the next module reads."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.runtime.batches import all_rows, check_finite, place
 from ondevice_trgl.runtime.boundaries import Boundaries
+from ondevice_trgl.runtime.budget import Budget
 from ondevice_trgl.runtime.progress import Progress
 from ondevice_trgl.trgl.step import Objective
 
@@ -28,12 +30,13 @@ def sweep(
     progress: Progress,
     module: LocalModule,
     device: torch.device,
+    budget: Budget,
     *,
     write: bool,
 ) -> Swept:
     """Pass every split of the boundary that is read through `module` and its head, in eval mode, without gradients.
 
-    With `write`, the module's own boundary is cached. Raises NonFiniteError, StorageError.
+    With `write`, the module's own boundary is cached. Raises NonFiniteError, StorageError, BudgetExceededError.
     """
     objective.train_mode(False)
     accuracy: dict[str, float] = {}
@@ -43,7 +46,10 @@ def sweep(
         rows, correct = len(source.labels), 0
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
         for z, labels, start, count in all_rows(source, buffer):
-            out, logits = objective.evaluate(z.to(device), labels, count)
+            out, logits = budget.attempt(
+                partial(_evaluate, objective, z, count, device),
+                f"a forward pass of {len(z)} samples through module {boundaries.index}",
+            )
             logits = logits.cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise _not_finite(boundaries.index, module.label, split, z[:count], start)
@@ -58,6 +64,10 @@ def sweep(
                 progress.call("on_cache_write")
         accuracy[split] = correct / rows
     return Swept(accuracy, kept)
+
+
+def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return objective.evaluate(z.to(device), count)
 
 
 def _not_finite(index: int, label: str, split: str, z: Tensor, start: int) -> NonFiniteError:

@@ -13,7 +13,7 @@ from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
-from ondevice_trgl.plan.planner import Plan
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.runtime import results
 from ondevice_trgl.runtime.callbacks import Callback
@@ -21,6 +21,7 @@ from ondevice_trgl.runtime.guards import device_named, global_state_kept
 from ondevice_trgl.runtime.prepare import chain_of, create_run, make_run_plan, open_run, sources
 from ondevice_trgl.runtime.run_dir import RunDir
 from ondevice_trgl.runtime.session import Session
+from ondevice_trgl.units import parse_size
 
 
 class Trainer:
@@ -47,10 +48,22 @@ class Trainer:
         self.device = device_named(self.config.device)
         self._pause = threading.Event()
         self._partition: Partition | None = None
+        self._session: Session | None = None
 
     def request_pause(self) -> None:
         """Checkpoint after the current step and return from `fit`. May be called from any thread."""
         self._pause.set()
+
+    def set_budget(self, budget: str | int) -> None:
+        """Change the budget of the run that is training. May be called from any thread.
+
+        A smaller one takes effect by the next step, a larger one by the next module. Raises SizeError, and UsageError
+        where nothing is training.
+        """
+        size = parse_size(budget, what="budget")
+        if self._session is None:
+            raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
+        self._session.budget.request(size)
 
     def plan(self, train_set: Any, val_set: Any = None, test_set: Any = None) -> Plan:
         """What `fit` would do, without training. Raises BudgetInfeasibleError, PartitionError, DataError.
@@ -88,10 +101,11 @@ class Trainer:
             session = Session(
                 prepared, data, self.callbacks, self._pause, meter, self.device, started, meter.peak_bytes(), {}
             )
+            self._session = session
             try:
                 return session.run()
             finally:
-                self._partition = prepared.partition
+                self._session, self._partition = None, prepared.partition
 
     def export(self, head: str | int = "best") -> nn.Module:
         """The trained network in eval mode, its weights loaded: the caller's own model.

@@ -9,16 +9,39 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from ondevice_trgl.model.inplace import overwritten
+
+
+class _Start(torch.autograd.Function):
+    """A scalar whose gradient with respect to `out` is `grad`.
+
+    `torch.autograd.grad(out, ..., grad)` would do, but with a gradient given it imports sympy (+34 MB).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return out.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.grad, None
+
+
+def _start(out: Tensor, grad: Tensor) -> Tensor:
+    result: Tensor = _Start.apply(out, grad)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor | tuple[Tensor, ...]:
         ctx.piece, ctx.rng = piece, torch.get_rng_state()
         ctx.save_for_backward(x)
         version = x._version
-        out: Tensor = piece(x)
+        out: Tensor | tuple[Tensor, ...] = _call(piece, x)
         if x._version != version:
             raise RuntimeError(f"{type(piece).__name__} changes its input in place: it cannot be computed again")
         return out
@@ -32,12 +55,24 @@ class _Recomputed(torch.autograd.Function):
         torch.set_rng_state(ctx.rng)
         try:
             with torch.enable_grad(), _statistics_once(ctx.piece):
-                out = ctx.piece(x)
+                out = _call(ctx.piece, x)
+                outs = out if isinstance(out, tuple) else (out,)
+                start = torch.stack([_start(o, grad) for o, grad in zip(outs, grads, strict=True)]).sum()
+                del out, outs  # what backward needs it keeps
         finally:
             torch.set_rng_state(now)
         wanted = [x, *parameters] if x.requires_grad else parameters
-        found = torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
+        found = torch.autograd.grad(start, wanted, allow_unused=True)
         return None, *(found if x.requires_grad else (None, *found))
+
+
+def _call(piece: nn.Module, x: Tensor) -> Any:
+    """`piece` on `x`; on a copy where a graph's first layers would overwrite it."""
+    if isinstance(piece, fx.GraphModule):
+        start = next(node for node in piece.graph.nodes if node.op == "placeholder")
+        if overwritten(start, dict(piece.named_modules())):
+            return piece(x.clone())
+    return piece(x)
 
 
 @contextmanager
@@ -55,17 +90,23 @@ def _statistics_once(piece: nn.Module) -> Iterator[None]:
             norm._buffers[name] = buffer
 
 
-def checkpointed(pieces: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+def checkpointed(pieces: Sequence[nn.Module]) -> Callable[[Tensor], Any]:
     """The composition of `pieces`, each of which keeps its input alone between forward and backward.
 
-    Gradients equal those of the plain composition. Every piece runs twice; memory is the inputs of all pieces and the
-    activations of one. Draws of the global CPU generator (dropout) are the same in both passes. Raises RuntimeError for
-    a piece that changes its input in place.
+    A piece may return (output, cost), as `with_transport` makes it do: then the composition returns (output, sum of the
+    costs). Gradients equal those of the plain composition. Every piece runs twice; memory is the inputs of all pieces
+    and the activations of one. Draws of the global CPU generator (dropout) are the same in both passes. Raises
+    RuntimeError for a piece that changes its input in place.
     """
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Any:
+        total: Tensor | None = None
         for piece in pieces:
-            x = _Recomputed.apply(piece, x, *(p for p in piece.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
-        return x
+            out = _Recomputed.apply(piece, x, *(p for p in piece.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
+            if isinstance(out, tuple):
+                out, cost = out
+                total = cost if total is None else total + cost
+            x = out
+        return x if total is None else (x, total)
 
     return forward

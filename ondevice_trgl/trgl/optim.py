@@ -21,13 +21,30 @@ class Optimizer:
         self.state: dict[str, Tensor] = {}
         """Tensors by `what.parameter`: momentum.*, or mean.*, square.*, steps.*"""
 
+    def allocate(self) -> None:
+        """Make the state now that the first step would make: from then on every step takes the same memory."""
+        for name, parameter in self.parameters.items():
+            if self.kind == "adamw" and f"mean.{name}" not in self.state:
+                self.state[f"mean.{name}"] = torch.zeros_like(parameter)
+                self.state[f"square.{name}"] = torch.zeros_like(parameter)
+                self.state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32)
+            elif self.kind == "sgd" and self.momentum and f"momentum.{name}" not in self.state:
+                self.state[f"momentum.{name}"] = torch.zeros_like(parameter)
+
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient, then drop that gradient."""
+        """Update every parameter that has a gradient, then drop that gradient.
+
+        Where memory for a parameter is lacking, this raises with that parameter and those behind it as they were, their
+        gradients kept: a second call goes on there.
+        """
+        self.allocate()
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
             if gradient is None:
                 continue
+            if self.kind == "adamw":
+                _reserve(parameter)
             parameter.grad = None
             decay = self.weight_decay if parameter.ndim >= 2 else 0.0
             if self.kind == "sgd":
@@ -39,11 +56,6 @@ class Optimizer:
         if decay:
             gradient.add_(parameter, alpha=decay)  # in place: the functional form would hold a copy
         buffers = [self.state.get(f"momentum.{name}")]
-        if buffers[0] is None and self.momentum:
-            buffers[0] = gradient  # the first momentum is the gradient itself
-            self.state[f"momentum.{name}"] = gradient
-            parameter.add_(gradient, alpha=-lr)
-            return
         sgd(
             [parameter],
             [gradient],
@@ -58,10 +70,6 @@ class Optimizer:
         )
 
     def _adamw(self, name: str, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
-        if f"mean.{name}" not in self.state:
-            self.state[f"mean.{name}"] = torch.zeros_like(parameter)
-            self.state[f"square.{name}"] = torch.zeros_like(parameter)
-            self.state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32)
         adamw(
             [parameter],
             [gradient],
@@ -97,3 +105,9 @@ class Optimizer:
     def state_bytes(kind: str, parameter_bytes: int, momentum: float) -> int:
         """Bytes of state that `kind` keeps for parameters of `parameter_bytes`."""
         return {"sgd": parameter_bytes if momentum else 0, "adamw": 2 * parameter_bytes}[kind]
+
+
+def _reserve(parameter: Tensor) -> None:
+    """Take the memory of an update's temporaries and give it back: if it is lacking, then before anything changes."""
+    taken = [torch.empty_like(parameter) for _ in range(2)]
+    del taken

@@ -4,8 +4,9 @@ loss = cross-entropy(head(module(z)), y) + 1 / (2 tau) · transport cost        
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from torch.nn import functional
 
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
-from ondevice_trgl.trgl.transport import has_transport, with_transport
+from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
 
 
 @dataclass
@@ -43,7 +45,10 @@ class Tally:
 
 
 class Objective:
-    """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits."""
+    """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits.
+
+    With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass.
+    """
 
     def __init__(
         self,
@@ -54,13 +59,17 @@ class Objective:
         transport: str,
         transport_norm: str,
         label_smoothing: float,
+        pieces: Sequence[LocalModule] = (),
     ) -> None:
         self.module, self.head = module, head
         self.weight = 0.0 if tau is None else 0.5 / tau
         self.label_smoothing = label_smoothing
-        measured = self.weight and has_transport(module, transport)
-        self._forward: nn.Module = with_transport(module, transport, transport_norm) if measured else module
-        self._measured = bool(measured)
+        self._measured = bool(self.weight and has_transport(module, transport))
+        self._parts: list[nn.Module] = [with_transport(module, transport, transport_norm) if self._measured else module]
+        self._forward: Callable[[Tensor], Any] = self._parts[0]
+        if pieces:
+            self._parts = measured_pieces(module, pieces, transport, transport_norm) if self._measured else list(pieces)
+            self._forward = checkpointed(self._parts)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: `module.*` and `head.*`."""
@@ -70,8 +79,8 @@ class Objective:
         return named
 
     def train_mode(self, training: bool) -> None:
-        self.module.train(training)
-        self._forward.train(training)
+        for part in (self.module, *self._parts):
+            part.train(training)
         if self.head is not None:
             self.head.train(training)
 
@@ -90,11 +99,24 @@ class Objective:
         return Tally(float(task.detach()) * count, cost * count, correct, count)
 
     @torch.no_grad()
-    def evaluate(self, z: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape."""
         out = self.module(z)
         logits = out if self.head is None else self.head(out)
         return out[:count], logits[:count]
+
+
+def accumulate(objective: Objective, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Tally:
+    """Gradients of one step from `count` micro-batches of equal size; parameters are left as they are.
+
+    Raises NonFiniteError where the loss is NaN or infinite.
+    """
+    total = Tally()
+    for z, labels in micro_batches:
+        total.add(objective.backward(z, labels, 1.0 / count))
+    if not math.isfinite(total.task_loss + total.transport_cost):
+        raise NonFiniteError(f"the loss is {total.task_loss + total.transport_cost}")
+    return total
 
 
 def train_step(
@@ -104,11 +126,10 @@ def train_step(
 
     Raises NonFiniteError, with the parameters as they were, where the loss is NaN or infinite.
     """
-    total = Tally()
-    for z, labels in micro_batches:
-        total.add(objective.backward(z, labels, 1.0 / count))
-    if not math.isfinite(total.task_loss + total.transport_cost):
+    try:
+        total = accumulate(objective, micro_batches, count)
+    except NonFiniteError:
         optimizer.drop_gradients()
-        raise NonFiniteError(f"the loss is {total.task_loss + total.transport_cost}")
+        raise
     optimizer.step(lr)
     return total

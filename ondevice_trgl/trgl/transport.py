@@ -8,10 +8,11 @@ averaged over the batch (the paper's formula). tau_sum = tau_mean x C·H·W.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ondevice_trgl.model.inplace import changes_its_input, overwritten
 from ondevice_trgl.model.partition import LocalModule
@@ -88,6 +89,15 @@ def _per_sample(cost: Tensor, like: tuple[int, ...]) -> Tensor:
 def has_transport(module: LocalModule, kind: str) -> bool:
     """Whether `kind` of transport cost applies anywhere in `module`."""
     return bool(module.stretches if kind == "displacement" or not module.branches else module.branches)
+
+
+def measured_pieces(module: LocalModule, pieces: Sequence[LocalModule], kind: str, norm: str) -> list[nn.Module]:
+    """`pieces`, whose composition is `module`, their costs adding up to that of `with_transport(module, ...)`."""
+    branches = kind == "branch" and bool(module.branches)
+    return [
+        with_transport(piece, kind, norm) if (piece.branches if branches else piece.stretches) else piece
+        for piece in pieces
+    ]
 
 
 def with_transport(module: LocalModule, kind: str, norm: str) -> fx.GraphModule:

@@ -46,8 +46,10 @@ class Jobs(ModuleType):
         self.train(callbacks)
         return self._result("train")
 
-    def resume_job(self, run_dir: Path, callbacks: tuple[Callback, ...] = ()) -> Report:
-        self.arguments.append(run_dir)
+    def resume_job(
+        self, run_dir: Path, callbacks: tuple[Callback, ...] = (), *, budget: str | int | None = None
+    ) -> Report:
+        self.arguments.append((run_dir, budget))
         self.train(callbacks)
         return self._result("resume")
 

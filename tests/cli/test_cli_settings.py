@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ondevice_trgl.cli.options import DEFAULTS, TRAINING
+from ondevice_trgl.cli.options import TRAINING
 from ondevice_trgl.cli.settings import parse_modules, run_directory
-from ondevice_trgl.config import Workload
+from ondevice_trgl.config import DEFAULTS, Workload
 from tests.cli.conftest import Cli, Jobs
 
 BUDGET = ("--budget", "600MB")

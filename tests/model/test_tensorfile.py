@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,15 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: Any) -> None:
     values = torch.randn(100)
     write_tensors(tmp_path / "t", {"x": values})
     assert same(load_file(tmp_path / "t"), {"x": values})
+
+
+def test_a_large_tensor_is_written_in_pieces_and_each_is_told(tmp_path: Path) -> None:
+    tensors = {"large": torch.arange(5 << 20, dtype=torch.float32), "small": torch.ones(3), "none": torch.empty(0)}
+    sizes: list[int] = []
+    write_tensors(tmp_path / "t", tensors, written=lambda: sizes.append((tmp_path / ".t.tmp").stat().st_size))
+    assert len(sizes) == 4
+    assert sizes == sorted(set(sizes))
+    assert max(after - before for before, after in pairwise([0, *sizes])) < 10_000_000
+    assert sizes[-1] == (tmp_path / "t").stat().st_size
+    found = read_tensors(tmp_path / "t")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

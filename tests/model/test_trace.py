@@ -138,6 +138,18 @@ def test_a_network_that_is_another_in_train_mode_is_refused() -> None:
         trace(Aux(), torch.randn(2, 4))
 
 
+def test_a_parameter_that_is_read_directly_is_the_same_in_both_modes_whatever_it_holds() -> None:
+    class Shifted(Four):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.full((4,), float("nan")))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.d(self.c(self.b(self.a(x)) + self.shift))  # type: ignore[no-any-return]
+
+    assert trace(Shifted(), torch.randn(2, 4)).num_outputs == 4
+
+
 def test_a_constant_made_in_forward_is_no_difference_between_the_modes() -> None:
     class Constant(Four):
         def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from ondevice_trgl.model.partition import even_bounds, group
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
-from ondevice_trgl.plan.estimate import Affine, Envelope, estimate
+from ondevice_trgl.plan.costs import Affine, Envelope
+from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.live_bytes import LiveBytes
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, train_step
@@ -133,10 +134,11 @@ def test_bytes_grow_with_the_batch_and_with_the_module() -> None:
     assert costs.module_bytes(0, length, 8, accumulate=True) >= costs.module_bytes(0, length, 8, accumulate=False)
 
 
-def test_parameter_bytes_are_the_whole_network() -> None:
+def test_parameters_and_buffers_are_the_whole_network() -> None:
     chain = chain_of("resnet-small")
     total = sum(t.numel() * t.element_size() for t in state_of(chain.model).values())
-    assert estimate(chain, TrainConfig()).parameter_bytes == total
+    costs = estimate(chain, TrainConfig())
+    assert sum(cost.parameters + cost.buffers for cost in costs.segments) == total
 
 
 def test_token_inputs_are_estimated() -> None:
@@ -144,7 +146,9 @@ def test_token_inputs_are_estimated() -> None:
     chain = trace(model, torch.randint(0, 20, (2, 5)))
     costs = estimate(chain, TrainConfig())
     assert costs.input_bytes == 5 * 8
-    assert costs.module_bytes(0, len(chain.segments), 4, accumulate=False) > costs.parameter_bytes
+    assert costs.module_bytes(0, len(chain.segments), 4, accumulate=False) > sum(
+        cost.parameters for cost in costs.segments
+    )
 
 
 def test_an_envelope_is_the_largest_line_at_every_batch() -> None:

@@ -139,7 +139,7 @@ def test_evaluation_cuts_the_padding_off_keeps_no_graph_and_moves_no_statistics(
     goal = objective(module)
     goal.train_mode(False)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    out, logits = goal.evaluate(torch.randn(5, 1, 6, 6), torch.zeros(5, dtype=torch.int64), 3)
+    out, logits = goal.evaluate(torch.randn(5, 1, 6, 6), 3)
     assert out.shape == (3, *module.out_shape)
     assert logits.shape == (3, 3)
     assert not out.requires_grad

@@ -1,0 +1,34 @@
+"""A command, started again in a process that holds nothing but what the command needs.
+
+Parsing the command line takes typer and what that imports (16 MB); the C allocator can only be chosen where a process
+starts. So the process that parsed replaces itself by `python -m ondevice_trgl.cli.again`; see `process`.
+"""
+
+import json
+import os
+import sys
+
+from ondevice_trgl.cli.guard import guarded
+from ondevice_trgl.cli.plan import run_plan
+from ondevice_trgl.cli.process import ORDER, settle
+from ondevice_trgl.cli.resume import run_resume
+from ondevice_trgl.cli.shell import Shell
+from ondevice_trgl.cli.train import run_train
+
+COMMANDS = {"plan": run_plan, "train": run_train, "resume": run_resume}
+
+
+def main() -> int:
+    """Run the command that the environment holds; returns its exit code."""
+    order = json.loads(os.environ.pop(ORDER))  # not for the processes that this one starts
+    shell, given = Shell(**order["shell"]), order["given"]
+
+    def run() -> int:
+        settle(given["allocator"])
+        return COMMANDS[order["command"]](shell, given)
+
+    return guarded(run, shell)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

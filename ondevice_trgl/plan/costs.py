@@ -1,0 +1,151 @@
+"""What the pieces of a network take in memory, and so what any group of them does as one local module.
+
+After each operator the bytes alive are affine in the batch, so that their peak is the largest of many straight lines:
+weight gradients may make it at batch 4, and activations at batch 64.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ondevice_trgl.trgl.optim import Optimizer
+
+SMALL, LARGE = 2, 4
+"""The two batches that lines are drawn through."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """constant + slope · batch, in bytes."""
+
+    constant: float
+    slope: float
+
+    def __call__(self, batch: int) -> float:
+        return self.constant + self.slope * batch
+
+    @classmethod
+    def through(cls, at_small: float, at_large: float) -> "Affine":
+        slope = (at_large - at_small) / (LARGE - SMALL)
+        return cls(at_small - slope * SMALL, slope)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The largest of several straight lines, in bytes."""
+
+    lines: tuple[Affine, ...]
+
+    def __call__(self, batch: int) -> float:
+        return max(line(batch) for line in self.lines)
+
+    @classmethod
+    def through(cls, at_small: list[int], at_large: list[int]) -> "Envelope":
+        """Of two timelines of the same operators; of their peaks alone where the operators differ."""
+        if len(at_small) != len(at_large):
+            return cls((Affine.through(max(at_small), max(at_large)),))
+        lines = {Affine.through(a, b) for a, b in zip(at_small, at_large, strict=True)}
+        kept: list[Affine] = []
+        for line in sorted(lines, key=lambda line: (-line.slope, -line.constant)):
+            if not kept or line.constant > kept[-1].constant:  # else it lies below one of steeper slope
+                kept.append(line)
+        return cls(tuple(kept))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one segment or head, its input not counted."""
+
+    parameters: int
+    buffers: int
+    sizes: tuple[int, ...]
+    """Of its parameters, in the order of the update."""
+    saved: Affine
+    """Alive behind the forward pass for its own backward pass."""
+    output: Affine
+    """Its output, where `saved` does not hold it already."""
+    keeps_input: bool
+    """Whether its backward pass needs its input."""
+    forward_peak: Envelope
+    backward_peak: Envelope
+    """From the start of the forward pass: saved tensors, gradients of parameters and input."""
+    entry_peak: Envelope
+    """The same where it comes first, and no gradient of its input is computed."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of all segments of a chain, and of the auxiliary head behind each."""
+
+    segments: tuple[Cost, ...]
+    heads: tuple[Cost | None, ...]
+    """Behind segment i; None behind the last."""
+    input_bytes: int
+    """Of one sample."""
+    output_bytes: tuple[int, ...]
+    """Boundary activation behind segment i of one sample, fp32."""
+    optimizer: str
+    momentum: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The costs as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Costs":
+        """The inverse of `to_dict`."""
+        return cls(
+            **{
+                **record,
+                "segments": tuple(_cost(one) for one in record["segments"]),
+                "heads": tuple(one and _cost(one) for one in record["heads"]),
+                "output_bytes": tuple(record["output_bytes"]),
+            }
+        )
+
+    def module_bytes(
+        self, start: int, stop: int, micro_batch: int, *, accumulate: bool, checkpointed: bool = False
+    ) -> int:
+        """Peak tensor bytes of training segments `start` to `stop` (exclusive) with their head as one module.
+
+        Parameters, gradients, optimizer state, activations, the input buffer. With `accumulate`, gradients of the
+        micro-batches before are alive throughout. With `checkpointed`, each segment keeps its input alone and is
+        computed again in the backward pass.
+        """
+        head = self.heads[stop - 1] if stop < len(self.segments) else None
+        parts = [*self.segments[start:stop], *([head] if head else [])]
+        parameters = sum(part.parameters for part in parts)
+        resident = parameters + sum(part.buffers for part in parts)
+        resident += Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
+        resident += micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
+        peak, alive, passed, rest = 0.0, 0.0, 0.0, float(parameters)
+        for index, part in enumerate(parts):
+            rest -= part.parameters
+            before = parameters if accumulate else 0  # gradients of earlier micro-batches
+            behind = parameters if accumulate else rest  # and of the later parts, when backward gets here
+            recomputed = checkpointed and part is not head
+            peak = max(peak, alive + passed + part.forward_peak(micro_batch) + before)
+            if part.keeps_input or recomputed:
+                alive += passed
+            backward = (part.backward_peak if index else part.entry_peak)(micro_batch)
+            if recomputed:  # its output and the gradient of that are held from outside
+                backward += micro_batch * self.output_bytes[start + index] + part.output(micro_batch)
+            peak = max(peak, alive + backward + behind)
+            if recomputed:
+                passed = float(micro_batch * self.output_bytes[start + index])
+            else:
+                alive += part.saved(micro_batch)
+                passed = part.output(micro_batch)
+        for size in (size for part in parts for size in part.sizes):  # the update drops one gradient after the other
+            peak = max(peak, parameters + Optimizer.update_bytes(self.optimizer, size))
+            parameters -= size
+        return int(resident + peak)
+
+
+def _cost(record: dict[str, Any]) -> Cost:
+    lines = {name: Affine(**record[name]) for name in ("saved", "output")}
+    peaks = {
+        name: Envelope(tuple(Affine(**line) for line in record[name]["lines"]))
+        for name in ("forward_peak", "backward_peak", "entry_peak")
+    }
+    return Cost(**{**record, **lines, **peaks, "sizes": tuple(record["sizes"])})

@@ -1,0 +1,112 @@
+"""Plan: what will be trained how, and what each module can fall back on when memory runs short."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ondevice_trgl.units import format_size
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to train a module; the way below it on the ladder takes less memory."""
+
+    micro_batch_size: int
+    checkpointed: bool
+    """Activations inside the module are computed again in the backward pass, from the inputs of its segments."""
+    peak_bytes: int
+    """Predicted, whole process."""
+    measured: bool = False
+    """Predicted from a step that was run, not from the estimate alone."""
+
+    def __str__(self) -> str:
+        return f"micro-batch {self.micro_batch_size}{', checkpointed' if self.checkpointed else ''}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained how. `bounds` are segment indices, as in Partition."""
+
+    bounds: tuple[int, ...]
+    batch_size: int
+    ladders: tuple[tuple[Rung, ...], ...]
+    """Of each module: the ways to train it in the order of preference, each taking less memory than the one before."""
+    budget_bytes: int
+    floor_bytes: int
+    cache_tier: str
+    cache_dtype: str
+    cache_bytes: int
+    """Most bytes of boundary activations at one time."""
+    end_to_end_bytes: int
+    """Predicted peak of plain end-to-end training at the full batch."""
+    reasons: tuple[str, ...]
+    set_up_bytes: int = 0
+    """Taken at most by the processes that set the run up, before it trains."""
+
+    def summary(self) -> str:
+        """A few lines for people: what was chosen, why, and the predicted peak of each module."""
+        peaks = ", ".join(format_size(peak) for peak in self.predicted_peak_bytes)
+        lines = [
+            f"{self.num_modules} modules, batch {self.batch_size} = {self.micro_batch_size} x {self.grad_accum_steps}",
+            f"predicted peak {format_size(self.peak_bytes)} of {format_size(self.budget_bytes)} (by module: {peaks})",
+            f"end-to-end would need {format_size(self.end_to_end_bytes)}",
+            *self.reasons,
+        ]
+        return "\n".join(lines)
+
+    @property
+    def num_modules(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """How each module will be trained: the first that fits."""
+        return tuple(rung_within(ladder, self.budget_bytes) for ladder in self.ladders)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The smallest of the modules'."""
+        return min(rung.micro_batch_size for rung in self.rungs)
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether any module computes activations again."""
+        return any(rung.checkpointed for rung in self.rungs)
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches a step, where `micro_batch_size` holds."""
+        return self.batch_size // self.micro_batch_size
+
+    @property
+    def predicted_peak_bytes(self) -> tuple[int, ...]:
+        """Whole process, of each module."""
+        return tuple(rung.peak_bytes for rung in self.rungs)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted for the whole run, setting it up included."""
+        return max(self.set_up_bytes, *self.predicted_peak_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Plan":
+        """The inverse of `to_dict`."""
+        ladders = tuple(tuple(Rung(**rung) for rung in ladder) for ladder in record["ladders"])
+        return cls(
+            **{
+                **record,
+                "ladders": ladders,
+                "bounds": tuple(record["bounds"]),
+                "reasons": tuple(record["reasons"]),
+            }
+        )
+
+
+def rung_within(ladder: Sequence[Rung], budget_bytes: int) -> Rung:
+    """The first rung that is predicted to fit; the last where none is."""
+    return next((rung for rung in ladder if rung.peak_bytes <= budget_bytes), ladder[-1])

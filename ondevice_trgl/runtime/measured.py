@@ -1,0 +1,25 @@
+"""What a module did, and the way out of a run that was asked to pause."""
+
+from dataclasses import dataclass
+
+
+class Paused(Exception):  # noqa: N818 -- no error: the way out of the loop after a requested pause
+    """The run was asked to pause and has checkpointed."""
+
+
+@dataclass
+class Measured:
+    """What one module did, over all laps; JSON-ready through `vars`."""
+
+    params: int = 0
+    measured_peak_bytes: int = 0
+    train_seconds: float = 0.0
+    cache_seconds: float = 0.0
+    cache_read_bytes: int = 0
+    cache_write_bytes: int = 0
+    epochs_done: float = 0.0
+    train_loss: float | None = None
+    transport_cost: float | None = None
+    train_accuracy: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None

@@ -1,0 +1,157 @@
+"""One module's optimizer steps inside the budget: a step that lacks memory is tried again, whole, a rung further down.
+
+A rung further down is a smaller micro-batch or checkpointed activations, so that the result is that of the same batch
+(but for BatchNorm, which sees smaller micro-batches). Nothing of the failed try is left: gradients are dropped, buffers
+and the random generator are put back, parameters are only touched when all gradients are there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.errors import BudgetExceededError
+from ondevice_trgl.plan.plan import Rung
+from ondevice_trgl.runtime.batches import Source, buffer_for, micro_batches
+from ondevice_trgl.runtime.budget import Budget
+from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.trgl.step import Objective, Tally, accumulate
+from ondevice_trgl.units import format_size
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """Memory ran short: why, and what was done about it. `before` and `after` are rungs in words."""
+
+    cause: str
+    before: str
+    after: str
+
+
+class Stepper:
+    """Trains one module on the rung `rung` of `ladder`, and further down where the budget demands it.
+
+    `objective` makes the objective for a rung, `notify` is told of every pressure.
+    Memory: the input buffer (micro-batch, *in_shape), gradients, optimizer state, activations.
+    """
+
+    def __init__(
+        self,
+        objective: Callable[[Rung], Objective],
+        optimizer: Optimizer,
+        ladder: Sequence[Rung],
+        rung: Rung,
+        *,
+        batch_size: int,
+        in_shape: tuple[int, ...],
+        in_dtype: torch.dtype,
+        device: torch.device,
+        budget: Budget,
+        notify: Callable[[Pressure, Rung], None],
+    ) -> None:
+        self._make, self.optimizer, self._ladder = objective, optimizer, ladder
+        self._batch, self._shape, self._dtype, self._device = batch_size, in_shape, in_dtype, device
+        self._budget, self._notify = budget, notify
+        self._made_room = False
+        self._steps = 0
+        self._take(rung)
+        self._hold()
+
+    def _take(self, rung: Rung) -> None:
+        self.rung = rung
+        self.objective = self._make(rung)
+        self._buffer: Tensor | None = None
+        self._statistics = [b for b in self.objective.module.buffers() if b.numel()]
+
+    def _hold(self) -> None:
+        """Hold the process to what was measured for this rung, or else to the budget."""
+        self._budget.enforce(self.rung.peak_bytes if self.rung.measured else None)
+
+    @property
+    def buffer(self) -> Tensor:
+        """The input buffer, (micro-batch, *in_shape)."""
+        if self._buffer is None:
+            self._buffer = buffer_for(self.rung.micro_batch_size, self._shape, self._dtype)
+        return self._buffer
+
+    def step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
+        """One update from the samples `indices`. Raises NonFiniteError, and BudgetExceededError below the last rung.
+
+        After either, parameters, buffers and optimizer state are those from before the step.
+        """
+        if self._steps and self._budget.is_over():
+            self._give_way(f"more than {format_size(self._budget.bytes)} in use between two steps")
+        while True:
+            kept = [b.clone() for b in self._statistics], torch.get_rng_state()
+            cause = ""
+            try:
+                self.optimizer.allocate()
+                moved = (
+                    (z.to(self._device), labels.to(self._device))
+                    for z, labels in micro_batches(source, indices, self.buffer)
+                )
+                tally = self._budget.hands.do(
+                    partial(accumulate, self.objective, moved, self._batch // self.rung.micro_batch_size)
+                )
+                break
+            except Exception as error:
+                self.optimizer.drop_gradients()
+                if not lacks_memory(error):
+                    raise
+                cause = _first_line(error)
+            # outside of the handler: until there the traceback keeps the tensors of the failed try alive
+            for tensor, before in zip(self._statistics, kept[0], strict=True):
+                tensor.copy_(before)
+            torch.set_rng_state(kept[1])
+            self._give_way(cause)
+        # where it stops for want of memory it goes on the second time: what is updated has no gradient any more
+        self._budget.attempt(lambda: self.optimizer.step(lr), "the update")
+        self._steps += 1
+        if self._steps == 1 and not self._made_room:
+            self._hold()  # the code that a step touches is in memory now, and counts
+        return tally
+
+    def fit(self) -> None:
+        """Go down to a rung that is predicted to fit the budget, after that was lowered."""
+        self._made_room = False
+        fitting = [rung for rung in self._below() if rung.peak_bytes <= self._budget.bytes]
+        if self.rung.peak_bytes > self._budget.bytes and self._below():
+            self._change("the budget was lowered", fitting[0] if fitting else self._below()[-1])
+
+    def _below(self) -> Sequence[Rung]:
+        return self._ladder[self._ladder.index(self.rung) + 1 :]
+
+    def _give_way(self, cause: str) -> None:
+        if not self._made_room:  # once: what lies about from before may be all there is to it
+            self._made_room = True
+            of_our_own = self._budget.is_tight  # the budget has more: nobody need hear of it
+            self._budget.make_room()
+            if of_our_own:
+                return
+            self._notify(Pressure(cause, str(self.rung), "memory given back, tried again"), self.rung)
+            return
+        below = self._below()
+        if not below:
+            raise BudgetExceededError(
+                f"the budget of {format_size(self._budget.bytes)} cannot be held: {cause}, at {self.rung}, "
+                "and nothing smaller is left",
+                hint="resume with a larger --budget; nothing is lost",
+            )
+        self._change(cause, below[0])
+
+    def _change(self, cause: str, rung: Rung) -> None:
+        before = self.rung
+        del self.objective
+        self._take(rung)
+        self.objective.train_mode(True)
+        self._budget.make_room()
+        self._hold()
+        self._notify(Pressure(cause, str(before), str(rung)), rung)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
