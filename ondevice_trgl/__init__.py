@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ondevice_trgl.model.partition import LocalModule, Partition, partition
     from ondevice_trgl.plan.plan import Plan
     from ondevice_trgl.report.model import Report
-    from ondevice_trgl.runtime.callbacks import Callback, RunState
-    from ondevice_trgl.runtime.trainer import Trainer
+    from ondevice_trgl.run.callbacks import Callback, RunState
+    from ondevice_trgl.run.trainer import Trainer
 
 __all__ = [
     "BudgetExceededError",
@@ -56,9 +56,9 @@ _HOMES = {
     "partition": "ondevice_trgl.model.partition",
     "Plan": "ondevice_trgl.plan.planner",
     "Report": "ondevice_trgl.report.model",
-    "Callback": "ondevice_trgl.runtime.callbacks",
-    "RunState": "ondevice_trgl.runtime.callbacks",
-    "Trainer": "ondevice_trgl.runtime.trainer",
+    "Callback": "ondevice_trgl.run.callbacks",
+    "RunState": "ondevice_trgl.run.callbacks",
+    "Trainer": "ondevice_trgl.run.trainer",
 }
 
 

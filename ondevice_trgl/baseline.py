@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ondevice_trgl.child import answer, ask
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.partition import partition
+from ondevice_trgl.processes import answer, ask
 from ondevice_trgl.report.model import BaselineReport
-from ondevice_trgl.runtime.batches import buffer_for, mix, shuffled, train_batches
-from ondevice_trgl.runtime.workload import load_workload
+from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
+from ondevice_trgl.run.workload import load_workload
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 

@@ -6,8 +6,8 @@ from ondevice_trgl.errors import RunDirError, UsageError
 from ondevice_trgl.model.tensorfile import copy_tensors, read_header
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import read_report
-from ondevice_trgl.runtime.results import head_index
-from ondevice_trgl.runtime.run_dir import RunDir
+from ondevice_trgl.run.results import head_index
+from ondevice_trgl.run.run_dir import RunDir
 
 FORMATS = ("state-dict",)
 

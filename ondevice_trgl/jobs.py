@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ondevice_trgl.child import ask
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.meter import own_peak_rss, process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, RunDirError, TrglError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
+from ondevice_trgl.processes import ask
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime.run_dir import SCRATCH, RunDir, scratch_beside
+from ondevice_trgl.run.run_dir import SCRATCH, RunDir, scratch_beside
 
 if TYPE_CHECKING:
-    from ondevice_trgl.runtime.callbacks import Callback
+    from ondevice_trgl.run.callbacks import Callback
 
 
 _WAITING_CODE_BYTES = 5_000_000

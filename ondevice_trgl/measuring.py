@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ondevice_trgl.child import answer
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.limit import MemoryLimit, NoLimit, lacks_memory, limit_for
@@ -30,11 +29,12 @@ from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
-from ondevice_trgl.runtime.batches import Source
-from ondevice_trgl.runtime.guards import device_named
-from ondevice_trgl.runtime.prepare import chain_of, sources
-from ondevice_trgl.runtime.run_dir import scratch_beside
-from ondevice_trgl.runtime.workload import build_for, load_bundle
+from ondevice_trgl.processes import answer
+from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.guards import device_named
+from ondevice_trgl.run.prepare import chain_of, sources
+from ondevice_trgl.run.run_dir import scratch_beside
+from ondevice_trgl.run.workload import build_for, load_bundle
 from ondevice_trgl.units import format_size
 
 WEIGHTS, BUILT = "weights.safetensors", "built.json"

@@ -21,13 +21,13 @@ from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
-from ondevice_trgl.runtime import results
-from ondevice_trgl.runtime.callbacks import Callback
-from ondevice_trgl.runtime.guards import device_named, global_state_kept
-from ondevice_trgl.runtime.prepare import BLUEPRINT, open_run, sources
-from ondevice_trgl.runtime.run_dir import RunDir, scratch_beside
-from ondevice_trgl.runtime.session import Session
-from ondevice_trgl.runtime.workload import load_bundle, load_workload
+from ondevice_trgl.run import results
+from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.prepare import BLUEPRINT, open_run, sources
+from ondevice_trgl.run.run_dir import RunDir, scratch_beside
+from ondevice_trgl.run.session import Session
+from ondevice_trgl.run.workload import load_bundle, load_workload
 from ondevice_trgl.units import format_size
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import ondevice_trgl.named_run  # noqa: F401 -- the process that trains has it, and the floor is measured here
-from ondevice_trgl.child import answer
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
@@ -26,14 +25,15 @@ from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.processes import answer
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime import results
-from ondevice_trgl.runtime.guards import device_named
-from ondevice_trgl.runtime.measured import Measured
-from ondevice_trgl.runtime.prepare import create_run, fresh_head, rehearsed_plan, sources
-from ondevice_trgl.runtime.rehearse import Rehearsals
-from ondevice_trgl.runtime.run_dir import scratch_beside
-from ondevice_trgl.runtime.workload import load_bundle
+from ondevice_trgl.run import results
+from ondevice_trgl.run.guards import device_named
+from ondevice_trgl.run.measured import Measured
+from ondevice_trgl.run.prepare import create_run, fresh_head, rehearsed_plan, sources
+from ondevice_trgl.run.rehearse import Rehearsals
+from ondevice_trgl.run.run_dir import scratch_beside
+from ondevice_trgl.run.workload import load_bundle
 
 _LEAN_CALLER = 30_000_000
 """RSS of a caller that holds the modules that it names, and nothing else."""

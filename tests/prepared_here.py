@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ondevice_trgl import jobs, measuring, preparation
-from ondevice_trgl.child import Ended
 from ondevice_trgl.device.limit import NoLimit
 from ondevice_trgl.errors import TrglError, from_record, to_record
-from ondevice_trgl.runtime.guards import global_state_kept
+from ondevice_trgl.processes import Ended
+from ondevice_trgl.run.guards import global_state_kept
 
 _WORK = {measuring.__name__: measuring._measure, preparation.__name__: preparation._prepare}
 

@@ -15,7 +15,7 @@ from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import train_job
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime.callbacks import Callback, RunState
+from ondevice_trgl.run.callbacks import Callback, RunState
 from tests.prepared_here import prepared_here
 
 DATA = "synthetic:1x8x8:3:60"

@@ -19,7 +19,7 @@ MAX_LINES = 320
 # renderers, so it stands above the run and they below it.
 ROOMS = (
     "errors",
-    "child",
+    "processes",
     "units",
     "buffers",
     "config",
@@ -30,7 +30,7 @@ ROOMS = (
     "cache",
     "trgl",
     "plan",
-    "runtime",
+    "run",
     "baseline",
     "export",
     "report",

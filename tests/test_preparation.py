@@ -18,11 +18,11 @@ from ondevice_trgl import (
     jobs,
     measuring,
 )
-from ondevice_trgl.child import Ended
 from ondevice_trgl.config import Workload
 from ondevice_trgl.device.meter import PeakMeter, own_peak_rss
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
+from ondevice_trgl.processes import Ended
 from tests.prepared_here import prepared_here
 
 DATA = "synthetic:1x8x8:3:60"

@@ -23,7 +23,7 @@ from ondevice_trgl.cli.progress import (
     phase,
     place,
 )
-from ondevice_trgl.runtime.callbacks import RunState
+from ondevice_trgl.run.callbacks import RunState
 
 
 class LiveProgress(Progress):

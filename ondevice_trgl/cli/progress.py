@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TextIO
 
 from ondevice_trgl.report.table import format_fraction, format_seconds
-from ondevice_trgl.runtime.callbacks import Callback, RunState
+from ondevice_trgl.run.callbacks import Callback, RunState
 from ondevice_trgl.units import format_size
 
 SECONDS_BETWEEN_LINES = 5.0

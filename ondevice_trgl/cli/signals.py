@@ -6,7 +6,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from ondevice_trgl.runtime.callbacks import Callback, RunState
+from ondevice_trgl.run.callbacks import Callback, RunState
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -14,7 +14,7 @@ import ondevice_trgl
 from ondevice_trgl.cli import main
 from ondevice_trgl.job import Job
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime.callbacks import Callback, RunState
+from ondevice_trgl.run.callbacks import Callback, RunState
 
 SAMPLE = Path(__file__).resolve().parents[1] / "report" / "sample.json"
 

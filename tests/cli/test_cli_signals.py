@@ -10,7 +10,7 @@ import pytest
 
 from ondevice_trgl.cli.signals import PauseOnSignal, Stopped
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime.callbacks import Callback
+from ondevice_trgl.run.callbacks import Callback
 from tests.cli.conftest import Cli, Jobs, State
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

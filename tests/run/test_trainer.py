@@ -31,8 +31,8 @@ from ondevice_trgl import (
 )
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.device import meter as meters
-from ondevice_trgl.runtime import trainer as trainer_module
-from tests.runtime.conftest import CLASSES, At, CrashError, Fit, config, crash, net, samples
+from ondevice_trgl.run import trainer as trainer_module
+from tests.run.conftest import CLASSES, At, CrashError, Fit, config, crash, net, samples
 
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from ondevice_trgl import RunDirError, StorageError
 from ondevice_trgl.errors import DamagedFileError
-from ondevice_trgl.runtime.run_dir import FORMAT, RunDir
+from ondevice_trgl.run.run_dir import FORMAT, RunDir
 
 
 def made(path: Path) -> RunDir:

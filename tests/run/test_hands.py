@@ -6,12 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ondevice_trgl.runtime.hands import Hands
+from ondevice_trgl.run.hands import Hands
 
 SPOILT = """
 import threading, torch
 from ondevice_trgl.device.limit import limit_for
-from ondevice_trgl.runtime.hands import Hands
+from ondevice_trgl.run.hands import Hands
 
 def convolve(size):
     return torch.nn.functional.conv2d(torch.ones(2, 8, size, size), torch.ones(8, 8, 3, 3))
@@ -56,7 +56,7 @@ def test_in_the_callers_thread_errors_pass_and_nothing_is_renewed() -> None:
 def test_a_thread_of_its_own_raises_its_errors_here_and_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     hands = Hands(apart=True)
     first = hands.do(threading.current_thread)
-    monkeypatch.setattr("ondevice_trgl.runtime.hands._compiles", lambda: False)
+    monkeypatch.setattr("ondevice_trgl.run.hands._compiles", lambda: False)
     assert hands.renew()
     try:
         assert hands.do(threading.current_thread) not in (first, threading.current_thread())

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ondevice_trgl import DataError, NonFiniteError
-from ondevice_trgl.runtime.batches import all_rows, buffer_for, check_finite, check_labels, mix, shuffled, train_batches
-from ondevice_trgl.runtime.boundaries import Boundaries
+from ondevice_trgl.run.batches import all_rows, buffer_for, check_finite, check_labels, mix, shuffled, train_batches
+from ondevice_trgl.run.boundaries import Boundaries
 
 KEYS = st.lists(st.integers(0, 2**40), min_size=1, max_size=5)
 

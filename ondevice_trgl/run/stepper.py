@@ -15,8 +15,8 @@ from torch import Tensor
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.plan.plan import Rung
-from ondevice_trgl.runtime.batches import Source, buffer_for, micro_batches
-from ondevice_trgl.runtime.budget import Budget
+from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
+from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, accumulate
 from ondevice_trgl.units import format_size

@@ -7,7 +7,7 @@ from torch import Tensor
 from ondevice_trgl.cache.base import BoundaryCache
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.cache.memory import MemoryCache
-from ondevice_trgl.runtime.batches import Source
+from ondevice_trgl.run.batches import Source
 
 SPLITS = ("train", "val", "test")
 

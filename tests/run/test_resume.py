@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from ondevice_trgl import Callback, DataError, NonFiniteError, RunDirError, RunState, Trainer
-from tests.runtime.conftest import At, CrashError, Fit, config, crash, net, samples
+from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
 STEPS = 3 * 2 * 3
 """3 modules, 2 epochs, 26 samples in batches of 8."""

@@ -16,16 +16,16 @@ from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict
 from ondevice_trgl.report.model import Report
-from ondevice_trgl.runtime import results
-from ondevice_trgl.runtime.batches import Source
-from ondevice_trgl.runtime.boundaries import Boundaries
-from ondevice_trgl.runtime.budget import Budget
-from ondevice_trgl.runtime.callbacks import Callback
-from ondevice_trgl.runtime.guards import last_report
-from ondevice_trgl.runtime.measured import Measured, Paused
-from ondevice_trgl.runtime.prepare import Prepared
-from ondevice_trgl.runtime.progress import Progress
-from ondevice_trgl.runtime.scheduler import Scheduler
+from ondevice_trgl.run import results
+from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.guards import last_report
+from ondevice_trgl.run.measured import Measured, Paused
+from ondevice_trgl.run.prepare import Prepared
+from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.scheduler import Scheduler
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ondevice_trgl.device.limit import CODE_GROWTH_BYTES, Leftovers, MemoryLimit
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetExceededError
-from ondevice_trgl.runtime.hands import Hands
+from ondevice_trgl.run.hands import Hands
 from ondevice_trgl.units import format_size
 
 T = TypeVar("T")

@@ -23,11 +23,11 @@ from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.plan.plan import Plan, Rung
-from ondevice_trgl.runtime.boundaries import Boundaries
-from ondevice_trgl.runtime.budget import Budget
-from ondevice_trgl.runtime.progress import Progress
-from ondevice_trgl.runtime.stepper import Pressure, Stepper
-from ondevice_trgl.runtime.sweep import sweep
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.stepper import Pressure, Stepper
+from ondevice_trgl.run.sweep import sweep
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective
 

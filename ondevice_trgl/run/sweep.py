@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.runtime.batches import all_rows, check_finite, place
-from ondevice_trgl.runtime.boundaries import Boundaries
-from ondevice_trgl.runtime.budget import Budget
-from ondevice_trgl.runtime.progress import Progress
+from ondevice_trgl.run.batches import all_rows, check_finite, place
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.trgl.step import Objective
 
 

@@ -15,12 +15,12 @@ from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import Report, read_report
-from ondevice_trgl.runtime import results
-from ondevice_trgl.runtime.callbacks import Callback
-from ondevice_trgl.runtime.guards import device_named, global_state_kept
-from ondevice_trgl.runtime.prepare import chain_of, create_run, make_run_plan, open_run, sources
-from ondevice_trgl.runtime.run_dir import RunDir
-from ondevice_trgl.runtime.session import Session
+from ondevice_trgl.run import results
+from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.prepare import chain_of, create_run, make_run_plan, open_run, sources
+from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.session import Session
 from ondevice_trgl.units import parse_size
 
 

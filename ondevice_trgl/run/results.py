@@ -26,8 +26,8 @@ from ondevice_trgl.report.model import (
     Report,
     SecondsReport,
 )
-from ondevice_trgl.runtime.batches import Source, all_rows, buffer_for
-from ondevice_trgl.runtime.measured import Measured
+from ondevice_trgl.run.batches import Source, all_rows, buffer_for
+from ondevice_trgl.run.measured import Measured
 
 CPU = torch.device("cpu")
 

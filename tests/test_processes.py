@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ondevice_trgl.child import Ended, ask
 from ondevice_trgl.errors import (
     BudgetInfeasibleError,
     ConfigError,
@@ -16,6 +15,7 @@ from ondevice_trgl.errors import (
     TrglError,
     UnknownNameError,
 )
+from ondevice_trgl.processes import Ended, ask
 
 ERRORS = [
     TrglError("it broke", hint="mend it"),
@@ -36,7 +36,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
     def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "") -> Ended:
         body = "".join(f"    {line}\n" for line in work.splitlines())
         source = (
-            f"import os, subprocess, sys\nfrom ondevice_trgl.child import answer\nfrom ondevice_trgl import errors\n"
+            "import os, subprocess, sys\nfrom ondevice_trgl.processes import answer\nfrom ondevice_trgl import errors\n"
             f"{before}\ndef work(request):\n{body}\nraise SystemExit(answer(work))\n"
         )
         (tmp_path / "a_child.py").write_text(source, encoding="utf-8")

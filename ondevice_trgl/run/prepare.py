@@ -27,11 +27,11 @@ from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.plan.planner import LEAST_SCRATCH, SCRATCH, make_plan
-from ondevice_trgl.runtime.batches import Source, check_finite, check_labels, mix
-from ondevice_trgl.runtime.guards import outline
-from ondevice_trgl.runtime.measured import Measured
-from ondevice_trgl.runtime.rehearse import Rehearsals
-from ondevice_trgl.runtime.run_dir import FORMAT, RunDir
+from ondevice_trgl.run.batches import Source, check_finite, check_labels, mix
+from ondevice_trgl.run.guards import outline
+from ondevice_trgl.run.measured import Measured
+from ondevice_trgl.run.rehearse import Rehearsals
+from ondevice_trgl.run.run_dir import FORMAT, RunDir
 
 BLUEPRINT = "blueprint.json"
 _MOST_PLANS = 12

@@ -17,14 +17,14 @@ from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.plan.plan import Plan, Rung, rung_within
-from ondevice_trgl.runtime.batches import buffer_for, check_finite, mix, place, shuffled
-from ondevice_trgl.runtime.boundaries import Boundaries
-from ondevice_trgl.runtime.budget import Budget
-from ondevice_trgl.runtime.measured import Measured, Paused
-from ondevice_trgl.runtime.progress import Progress
-from ondevice_trgl.runtime.run_dir import RunDir
-from ondevice_trgl.runtime.stepper import Pressure, Stepper
-from ondevice_trgl.runtime.sweep import Swept, sweep
+from ondevice_trgl.run.batches import buffer_for, check_finite, mix, place, shuffled
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.measured import Measured, Paused
+from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.stepper import Pressure, Stepper
+from ondevice_trgl.run.sweep import Swept, sweep
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally
 

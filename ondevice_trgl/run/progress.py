@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ondevice_trgl.runtime.callbacks import Callback, RunState
+from ondevice_trgl.run.callbacks import Callback, RunState
 from ondevice_trgl.trgl.step import Tally
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.model import Report, read_report
-from ondevice_trgl.runtime.batches import Source
-from ondevice_trgl.runtime.run_dir import RunDir
+from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.run_dir import RunDir
 
 
 def outline(data: dict[str, Source]) -> dict[str, Any]:
