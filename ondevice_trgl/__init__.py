@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ondevice_trgl.plan.plan import Plan
     from ondevice_trgl.report.model import Report
     from ondevice_trgl.run.callbacks import Callback, RunState
-    from ondevice_trgl.run.trainer import Trainer
+    from ondevice_trgl.trainer import Trainer
 
 __all__ = [
     "BudgetExceededError",
@@ -54,11 +54,11 @@ _HOMES = {
     "LocalModule": "ondevice_trgl.model.partition",
     "Partition": "ondevice_trgl.model.partition",
     "partition": "ondevice_trgl.model.partition",
-    "Plan": "ondevice_trgl.plan.planner",
+    "Plan": "ondevice_trgl.plan.plan",
     "Report": "ondevice_trgl.report.model",
     "Callback": "ondevice_trgl.run.callbacks",
     "RunState": "ondevice_trgl.run.callbacks",
-    "Trainer": "ondevice_trgl.run.trainer",
+    "Trainer": "ondevice_trgl.trainer",
 }
 
 

@@ -16,18 +16,18 @@ from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.device.allocator import release_memory, tune
+from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import TrglError
+from ondevice_trgl.errors import ProcessDiedError, TrglError
 from ondevice_trgl.model.partition import partition
 from ondevice_trgl.processes import answer, ask
 from ondevice_trgl.report.model import BaselineReport
 from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
-from ondevice_trgl.run.workload import load_workload
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.workload import load_workload
 
-_REFUSALS = ("allocate memory", "not enough memory", "out of memory", "could not create a primitive")
 _LEAST_STEPS, _MOST_STEPS, _MOST_SECONDS = 3, 24, 12.0
 
 
@@ -49,13 +49,12 @@ def measure_baseline(
     }
     status, reason = "skipped", ""
     try:
-        ended = ask("ondevice_trgl.baseline", request)
-        if ended.answer is not None:
-            return BaselineReport(**ended.answer)
-        reason = ended.last_words
-        if ended.returncode == -signal.SIGKILL:
+        return BaselineReport(**ask("baseline", request))
+    except ProcessDiedError as died:
+        reason = died.message
+        if died.returncode == -signal.SIGKILL:
             status, reason = "did_not_fit", "killed by the system, most likely for want of memory"
-        elif ended.returncode == -signal.SIGINT:
+        elif died.returncode == -signal.SIGINT:
             reason = "interrupted"
     except TrglError as error:
         reason = error.message
@@ -67,7 +66,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return vars(_measure(request))
     except (TrglError, RuntimeError, MemoryError) as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         batch = request["batch_size"]
         words = str(error).strip().splitlines()
@@ -144,15 +143,6 @@ def _validate(model: nn.Module, labels: Tensor, source: Any, buffer: Tensor, dev
     model.eval()
     source.read(range(min(len(labels), len(buffer))), buffer)
     model(buffer.to(device))
-
-
-def _lacks_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, is a refusal of memory."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _REFUSALS):
-            return True
-        error = error.__cause__
-    return False
 
 
 if __name__ == "__main__":

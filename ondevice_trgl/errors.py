@@ -10,6 +10,7 @@ TrglError                     1   anything below; catch this to catch them all
 ├── PartitionError            2   a network that cannot be cut as asked
 ├── BudgetInfeasibleError     3   no plan fits the budget (raised before training)
 ├── BudgetExceededError       4   the budget could not be held while training; the run can be resumed
+├── ProcessDiedError          1   a short-lived process of ours ended without an answer
 ├── NonFiniteError            1   NaN or infinity in the data or in the loss; the run can be resumed
 └── StorageError              1   the disk failed or is full; the run can be resumed
     └── DamagedFileError      1   a file is torn, foreign or altered
@@ -98,6 +99,14 @@ class BudgetExceededError(TrglError):
     """The budget could not be held while training. The run directory can be resumed."""
 
     exit_code = 4
+
+
+class ProcessDiedError(TrglError):
+    """A process of ours ended without an answer. `returncode` is negative where a signal ended it."""
+
+    def __init__(self, message: str, *, returncode: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.returncode = returncode
 
 
 class NonFiniteError(TrglError):

@@ -1,7 +1,7 @@
 """Short-lived processes of our own: ask one something, and what its imports and tensors took is gone with it.
 
-A child module is run as `python -m` would, in a lean process; it reads one JSON request on stdin and prints one JSON
-answer.
+Each request has a name; the module behind it is run as `python -m` would, in a lean process, reads one JSON request on
+stdin and prints one JSON answer.
 """
 
 import json
@@ -10,28 +10,26 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from ondevice_trgl.errors import TrglError, from_record, to_record
+from ondevice_trgl.errors import ProcessDiedError, TrglError, from_record, to_record
 
+REQUESTS = {
+    "stage": "ondevice_trgl.setup.staging",
+    "plan": "ondevice_trgl.setup.planning",
+    "baseline": "ondevice_trgl.baseline",
+}
+"""What can be asked, and of which module; nothing else is ever run."""
 _LEAN = "ondevice_trgl.device.lean"
 
-
-@dataclass(frozen=True)
-class Ended:
-    """How a child ended: its answer, or None with the status and the last words."""
-
-    answer: dict[str, Any] | None
-    returncode: int
-    last_words: str
-    stderr: str = ""
+Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
+"""Name and request to answer, as `ask`."""
 
 
-def ask(module: str, request: dict[str, Any]) -> Ended:
-    """Run `module` on `request`. Raises the TrglError that the child raised."""
+def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to the request `name`. Raises the TrglError that the process raised, and ProcessDiedError."""
     done = subprocess.run(
-        [sys.executable, "-m", _LEAN, module],
+        [sys.executable, "-m", _LEAN, REQUESTS[name]],
         input=json.dumps(request),
         capture_output=True,
         encoding="utf-8",
@@ -41,16 +39,23 @@ def ask(module: str, request: dict[str, Any]) -> Ended:
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         answer = json.loads(lines[-1])
+        assert isinstance(answer, dict)
         if "error" in answer:
             raise from_record(answer["error"])
-        return Ended(answer, 0, "")
+        return answer
     words = done.stderr.strip().splitlines()
     last = words[-1] if words else f"the process ended with status {done.returncode}"
-    return Ended(None, done.returncode, last, done.stderr)
+    died = ProcessDiedError(
+        f"the {name} process failed: {last}",
+        returncode=done.returncode,
+        hint="killed for want of memory, most likely" if done.returncode == -9 else "",
+    )
+    died.add_note(done.stderr)
+    raise died
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """The main of a child: do `work` on the request. What anything else writes to stdout goes to stderr."""
+    """The main of such a process: do `work` on the request. What anything else writes to stdout goes to stderr."""
     request = json.load(sys.stdin)
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", encoding="ascii") as out:

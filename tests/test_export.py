@@ -12,11 +12,10 @@ from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.export import export_run
 from ondevice_trgl.job import Job
-from ondevice_trgl.jobs import train_job
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.callbacks import Callback, RunState
-from tests.prepared_here import prepared_here
+from tests.asked_here import train_job
 
 DATA = "synthetic:1x8x8:3:60"
 MODEL = "resnet-preact-3x4"
@@ -29,8 +28,7 @@ class Pause(Callback):
 
 def train(path: Path, *callbacks: Callback) -> Report:
     config = TrainConfig(budget="64GB", modules=3, epochs=2, threads=1)
-    with prepared_here():
-        return train_job(Job(Workload(model=MODEL, data=DATA), config, path, baseline="skip"), callbacks)
+    return train_job(Job(Workload(model=MODEL, data=DATA), config, path, baseline="skip"), callbacks)
 
 
 @pytest.fixture(scope="module")

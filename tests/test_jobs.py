@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,16 @@ from ondevice_trgl import (
     RunDirError,
     RunState,
     TrainConfig,
-    Trainer,
     UsageError,
     jobs,
-    named_run,
+    named,
 )
 from ondevice_trgl.config import Workload
 from ondevice_trgl.errors import UnknownNameError
 from ondevice_trgl.job import Job
-from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
+from ondevice_trgl.jobs import evaluate_run, resume_job
 from ondevice_trgl.report.model import BaselineReport, read_report
-from tests.prepared_here import prepared_here
+from tests.asked_here import Trainer, plan_job, train_job
 from tests.report_schema import SCHEMA, conforms
 
 DATA = "synthetic:1x8x8:3:60"
@@ -42,17 +41,10 @@ def job(run_dir: Path, *, data: str = DATA, model: str = MODEL, force: bool = Fa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, prepared by a child process."""
+    """A finished run, staged and planned by processes of their own."""
     path = tmp_path_factory.mktemp("jobs") / "run"
-    assert train_job(job(path)).status == "completed"
+    assert jobs.train_job(job(path)).status == "completed"
     return path
-
-
-@pytest.fixture(autouse=True)
-def here(run: Path) -> Iterator[None]:
-    """What `run` has not shown to work needs no process of its own."""
-    with prepared_here():
-        yield
 
 
 class PauseAt(Callback):
@@ -100,7 +92,7 @@ def test_evaluate_notices_another_model_file(run: Path, tmp_path: Path, monkeypa
     report = read_report(run)
     wrong = dataclasses.replace(report.modules[2], test_accuracy=0.123)
     changed = dataclasses.replace(report, modules=(*report.modules[:2], wrong))
-    monkeypatch.setattr(named_run, "read_report", lambda path: changed)
+    monkeypatch.setattr(named, "read_report", lambda path: changed)
     assert evaluate_run(run, head="last")["matches_report"] is False
 
 
@@ -124,7 +116,7 @@ def test_evaluate_refuses_a_head_that_is_not_there(run: Path, head: str) -> None
 
 def test_a_finished_run_resumes_to_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr(named_run, "sit", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(named, "Session", lambda *args, **kwargs: pytest.fail("trained again"))
     assert resume_job(run).status == "completed"
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -174,10 +166,10 @@ def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
         calls.append(name)
         return BaselineReport(status="measured", batch_size=32, micro_batch_size=32, measured_peak_bytes=10**15)
 
-    monkeypatch.setattr(named_run, "measure_baseline", interrupted)
+    monkeypatch.setattr(named, "measure_baseline", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_job(asked)
-    monkeypatch.setattr(named_run, "measure_baseline", measured)
+    monkeypatch.setattr(named, "measure_baseline", measured)
     report = resume_job(asked.run_dir)
     assert calls == ["e2e", "e2e_checkpoint"]
     assert report == read_report(asked.run_dir)
@@ -194,8 +186,8 @@ def test_auto_measures_what_is_predicted_to_fit(
         calls.append(name)
         return BaselineReport(status="did_not_fit", batch_size=32, micro_batch_size=32)
 
-    monkeypatch.setattr(named_run, "measure_baseline", measured)
-    monkeypatch.setattr(named_run, "_free_memory", lambda: free)
+    monkeypatch.setattr(named, "measure_baseline", measured)
+    monkeypatch.setattr(named, "_free_memory", lambda: free)
     report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
     assert len(calls) == asked
     status = "did_not_fit" if asked else "skipped"

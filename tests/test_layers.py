@@ -31,13 +31,14 @@ ROOMS = (
     "trgl",
     "plan",
     "run",
+    "workload",
     "baseline",
     "export",
     "report",
     "job",
-    "named_run",
-    "measuring",
-    "preparation",
+    "named",
+    "setup",
+    "trainer",
     "jobs",
     "cli",
 )
@@ -170,7 +171,7 @@ def test_what_training_does_loads_nothing_costly(run_python: Callable[..., str])
         "from ondevice_trgl.model.trace import trace\n"
         "net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
         "from_blueprint(to_blueprint(trace(net, torch.zeros(2, 2))))",
-        "jobs": "import ondevice_trgl.named_run, ondevice_trgl.preparation",
+        "jobs": "import ondevice_trgl.named, ondevice_trgl.setup.planning",
     }
     costly = "[name for name in ('torch._dynamo', 'torchvision', 'rich') if name in sys.modules]"
     source = "import sys, torch\n" + "\n".join(

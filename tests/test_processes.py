@@ -1,5 +1,6 @@
 """Asking another process: the answer, the errors and how it ended come across whole, whatever else it prints."""
 
+import importlib.util
 import json
 import signal
 from collections.abc import Callable
@@ -8,14 +9,16 @@ from typing import Any
 
 import pytest
 
+from ondevice_trgl import processes
 from ondevice_trgl.errors import (
     BudgetInfeasibleError,
     ConfigError,
     DamagedFileError,
+    ProcessDiedError,
     TrglError,
     UnknownNameError,
 )
-from ondevice_trgl.processes import Ended, ask
+from ondevice_trgl.processes import ask
 
 ERRORS = [
     TrglError("it broke", hint="mend it"),
@@ -24,7 +27,7 @@ ERRORS = [
     BudgetInfeasibleError("too small", budget_bytes=10, smallest_feasible_budget_bytes=2**40, hint="more"),
     DamagedFileError("torn"),
 ]
-Answering = Callable[..., Ended]
+Answering = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
@@ -33,21 +36,22 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
     here = str(Path(__file__).resolve().parents[1])
     monkeypatch.setenv("PYTHONPATH", f"{here}:{tmp_path}")
 
-    def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "") -> Ended:
+    def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "") -> dict[str, Any]:
         body = "".join(f"    {line}\n" for line in work.splitlines())
         source = (
             "import os, subprocess, sys\nfrom ondevice_trgl.processes import answer\nfrom ondevice_trgl import errors\n"
             f"{before}\ndef work(request):\n{body}\nraise SystemExit(answer(work))\n"
         )
         (tmp_path / "a_child.py").write_text(source, encoding="utf-8")
-        return ask("a_child", request or {})
+        monkeypatch.setitem(processes.REQUESTS, "child", "a_child")
+        return ask("child", request or {})
 
     return asked
 
 
 def test_the_answer_comes_back_as_it_was_given(answering: Answering) -> None:
     request = {"text": 'größe "\n', "numbers": [1, 2.5, None, True], "deep": {"a": {"b": []}}}
-    assert answering("return {'got': request}", request) == Ended({"got": request}, 0, "")
+    assert answering("return {'got': request}", request) == {"got": request}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -96,7 +100,7 @@ os.write(1, b"{")
 
 @pytest.mark.parametrize(("before", "work"), [(NOISE, ""), ("", MORE_NOISE), ("", "print('{\"error\": 1}', end='')")])
 def test_what_it_prints_beside_the_answer_does_no_harm(answering: Answering, before: str, work: str) -> None:
-    assert answering(f"{work}\nreturn {{'a': 1}}", before=before).answer == {"a": 1}
+    assert answering(f"{work}\nreturn {{'a': 1}}", before=before) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +113,22 @@ def test_what_it_prints_beside_the_answer_does_no_harm(answering: Answering, bef
         ("os.write(2, b'noise\\n\\xff last\\n'); os._exit(7)", 7, "\N{REPLACEMENT CHARACTER} last"),
     ],
 )
-def test_a_child_that_dies_gives_no_answer(answering: Answering, work: str, code: int, last_words: str) -> None:
-    ended = answering(work)
-    assert (ended.answer, ended.returncode, ended.last_words) == (None, code, last_words)
-    assert ("Traceback" in ended.stderr) is ("ValueError" in work)
+def test_a_child_that_dies_is_an_error_with_its_last_words(
+    answering: Answering, work: str, code: int, last_words: str
+) -> None:
+    with pytest.raises(ProcessDiedError, match="the child process failed") as caught:
+        answering(work)
+    died = caught.value
+    assert (died.returncode, died.message) == (code, f"the child process failed: {last_words}")
+    assert ("memory" in died.hint) is (code == -signal.SIGKILL)
+    assert ("Traceback" in died.__notes__[0]) is ("ValueError" in work)
 
 
-def test_a_module_that_is_not_there_says_so() -> None:
-    ended = ask("ondevice_trgl.no_such_module", {})
-    assert ended.answer is None
-    assert "no_such_module" in ended.last_words
+def test_what_has_no_name_is_not_run() -> None:
+    with pytest.raises(KeyError):
+        ask("ondevice_trgl.baseline", {})
+
+
+@pytest.mark.parametrize("module", sorted(processes.REQUESTS.values()))
+def test_every_request_has_a_module(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None

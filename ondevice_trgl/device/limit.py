@@ -64,6 +64,8 @@ class MemoryLimit(Protocol):
     name: str
     refuses_code: bool
     """Whether it can refuse memory for the code of kernels, which spoils a thread for oneDNN."""
+    gives_back: bool
+    """Whether free memory that the allocator keeps is given back before anything is refused."""
 
     def set(self, budget_bytes: int) -> None:
         """From now on, allocations that would take the process above `budget_bytes` fail."""
@@ -93,7 +95,7 @@ class NoLimit(MemoryLimit):
     """Where the system offers none: the budget is planned and measured, and not enforced."""
 
     name = "none"
-    refuses_code = False
+    refuses_code = gives_back = False
 
     def set(self, budget_bytes: int) -> None:
         """Does nothing."""
@@ -109,7 +111,7 @@ class HeapLimit(_CpuLimit):
     """tcmalloc's `heap_limit_mb`. Raises OSError where malloc is not tcmalloc, or an old one."""
 
     name = "tcmalloc heap limit"
-    refuses_code = False
+    refuses_code, gives_back = False, True
 
     def __init__(self, proc: Path = Path("/proc/self")) -> None:
         self._proc, self._set = proc, False
@@ -136,7 +138,7 @@ class DataLimit(_CpuLimit):
     """Soft RLIMIT_DATA. Linux. Raises OSError, ImportError or ValueError where there is none."""
 
     name = "RLIMIT_DATA"
-    refuses_code = True
+    refuses_code, gives_back = True, False
 
     def __init__(self, proc: Path = Path("/proc/self")) -> None:
         if not sys.platform.startswith("linux"):
@@ -174,7 +176,7 @@ class CudaLimit(MemoryLimit):
     """The share of one GPU's memory that torch's allocator may reserve; the CUDA context is not in it."""
 
     name = "CUDA memory fraction"
-    refuses_code = False
+    refuses_code = gives_back = False
 
     def __init__(self, index: int) -> None:
         self._index = index

@@ -6,7 +6,7 @@ One safetensors file a module, `modules/03.safetensors`. Tensor names are the ne
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,19 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class ModuleStore:
-    """Module files in one folder. The tensors of an evicted module hold no memory until it is loaded."""
+    """Module files in one folder. The tensors of an evicted module hold no memory until it is loaded.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A module that was never saved is read from the file `staged`, which has the whole network's tensors under its own
+    names; `fresh_head(index)` makes the head that it starts with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        staged: Path | None = None,
+        fresh_head: Callable[[int], nn.Module | None] = lambda index: None,
+    ) -> None:
+        self.folder, self.staged, self._fresh_head = folder, staged, fresh_head
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, index: int) -> Path:
@@ -62,66 +71,67 @@ class ModuleStore:
 
         Reads one tensor at a time into the memory that it stays in.
         """
+        if not self.has(index) and self.staged is not None:
+            wanted = state_of(module).keys()
+            tensors = read_tensors(self.staged, lambda name: name in wanted)
+            fill(module, {name: tensor.to(device) for name, tensor in tensors.items()}, self.staged)
+            if head is not None and (fresh := self._fresh_head(index)) is not None:
+                fill(head, {name: tensor.data.to(device) for name, tensor in state_of(fresh).items()}, self.staged)
+            return
         for prefix, target in (("module.", module), ("head.", head)):
             if target is not None:
                 fill(target, self._read(index, prefix, device), self.path(index))
 
     def load_model(self, model: nn.Module) -> None:
         """Fill the whole network from the files of all modules. Raises DamagedFileError."""
-        aliases, found = aliases_of(model), {}
-        places = {name: file for file in sorted(self.folder.glob("*.safetensors")) for name in read_header(file)[0]}
+        aliases, places, found = aliases_of(model), self._places(), {}
         for name in state_of(model):
-            kept = next((key for alias in aliases[name] if (key := f"module.{alias}") in places), None)
-            if kept is not None:
-                found[name] = read_tensors(places[kept], kept.__eq__)[kept]
+            if (place := self._newest(aliases[name], places)) is not None:
+                file, kept = place
+                found[name] = read_tensors(file, kept.__eq__)[kept]
         fill(model, found, self.folder)
 
-    def move_in(self, weights: Path, index: int, module: nn.Module, head: nn.Module | None, position: Any) -> None:
-        """Save module `index`, whose weights are in the file `weights` under the network's names, and evict it.
+    def _places(self) -> dict[str, tuple[Path, str]]:
+        """By a tensor's name in the network: the file that holds it as it is now, and its name there."""
+        places: dict[str, tuple[Path, str]] = {}
+        if self.staged is not None and self.staged.is_file():
+            places = {name: (self.staged, name) for name in read_header(self.staged)[0]}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            names = (name for name in read_header(file)[0] if name.startswith("module."))
+            places |= {name.removeprefix("module."): (file, name) for name in names}
+        return places
 
-        Memory: the weights of that module. Raises DamagedFileError, StorageError.
-        """
-        wanted = state_of(module).keys()
-        fill(module, read_tensors(weights, lambda name: name in wanted), weights)
-        self.save(index, module, head, position)
-        evict(module)
+    def _newest(self, names: Iterable[str], places: Mapping[str, tuple[Path, str]]) -> tuple[Path, str] | None:
+        """Of a tensor with several names, the place where a module was saved before that where it was staged."""
+        known = [places[name] for name in names if name in places]
+        return next((place for place in known if place[0] != self.staged), known[0] if known else None)
 
     def load_extra(self, index: int, what: str, device: torch.device) -> dict[str, Tensor]:
-        """The tensors that were saved as `what`: "optim" or "run"."""
+        """The tensors that were saved as `what`: "optim" or "run"; none where nothing was."""
+        if not self.has(index):
+            return {}
         return self._read(index, f"{what}.", device)
 
     def _read(self, index: int, prefix: str, device: torch.device) -> dict[str, Tensor]:
         tensors = read_tensors(self.path(index), lambda name: name.startswith(prefix))
         return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items()}
 
-    def move_rest(self, weights: Path, modules: Iterable[nn.Module]) -> None:
-        """`keep_rest` for a network whose weights are in the file `weights`."""
-        used = {name for module in modules for name in state_of(module)}
-        rest = read_tensors(weights, lambda name: name not in used)
-        write_tensors(self.folder / "rest.safetensors", {f"module.{name}": tensor for name, tensor in rest.items()})
-
-    def keep_rest(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
-        """Write what of `model` lies in none of its `modules` (layers that its forward pass never calls)."""
-        used = {id(tensor) for module in modules for tensor in state_of(module).values()}
-        rest = {f"module.{name}": tensor for name, tensor in state_of(model).items() if id(tensor) not in used}
-        write_tensors(self.folder / "rest.safetensors", rest)
-
     def assemble(self, path: Path, aliases: Mapping[str, tuple[str, ...]]) -> int:
         """Write the whole network's state dict to `path` from the files of all modules.
 
         `aliases` as `aliases_of` gives it. A megabyte in memory at a time. Raises StorageError, DamagedFileError.
         """
-        places = {name: file for file in sorted(self.folder.glob("*.safetensors")) for name in read_header(file)[0]}
-        sources = {}
+        places, sources = self._places(), {}
         for name, names in aliases.items():
-            kept = next((f"module.{alias}" for alias in names if f"module.{alias}" in places), None)
-            if kept is None:
+            if (place := self._newest(names, places)) is None:
                 raise DamagedFileError(f"{self.folder} lacks {name}", hint="the run was made with another model")
-            sources[name] = (places[kept], kept)
+            sources[name] = place
         return copy_tensors(path, sources)
 
     def position(self, index: int) -> dict[str, Any]:
-        """What was saved as the position of module `index`; no tensor is read."""
+        """What was saved as the position of module `index`, empty where nothing was; no tensor is read."""
+        if not self.has(index):
+            return {}
         _, metadata, _ = read_header(self.path(index))
         position = json.loads(metadata.get("position", "{}"))
         assert isinstance(position, dict)

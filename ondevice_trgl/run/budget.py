@@ -28,8 +28,10 @@ class Period:
 class Budget:
     """What the process may take now. `request` may be called from any thread, all else belongs to the run's own."""
 
-    def __init__(self, budget_bytes: int, limit: MemoryLimit, meter: PeakMeter) -> None:
+    def __init__(self, budget_bytes: int, limit: MemoryLimit, meter: PeakMeter, *, frugal: bool = False) -> None:
+        """`frugal`: hold the process to what is planned, where it is ours alone and the allocator gives back first."""
         self.bytes = budget_bytes
+        self._frugal = frugal and limit.gives_back
         self.limit, self._meter = limit, meter
         self.periods = [Period(budget_bytes)]
         self.is_tight = False
@@ -76,7 +78,7 @@ class Budget:
         An allocator keeps what is freed as long as it may: held to the plan, it leaves the rest to others.
         """
         held = self.bytes
-        if planned_bytes is not None:
+        if planned_bytes is not None and self._frugal:
             held = min(held, planned_bytes + self._more + CODE_GROWTH_BYTES)
         self.is_tight = held < self.bytes
         self.limit.set(held)
@@ -115,10 +117,14 @@ class Budget:
         except Exception as error:
             if not lacks_memory(error):
                 raise
-            raise BudgetExceededError(
-                f"the budget of {format_size(self.bytes)} cannot be held: {what} needs more",
-                hint="resume with a larger --budget; nothing is lost",
-            ) from error
+            raise self.exceeded(f"{what} needs more") from error
+
+    def exceeded(self, why: str) -> BudgetExceededError:
+        """The error that says so."""
+        return BudgetExceededError(
+            f"the budget of {format_size(self.bytes)} cannot be held: {why}",
+            hint="resume with a larger --budget; nothing is lost",
+        )
 
     def note_peak(self) -> int:
         """The meter's peak, noted for the present period."""

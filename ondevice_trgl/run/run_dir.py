@@ -1,11 +1,18 @@
 """The run directory: what a run has to remember, each file written whole or not at all.
 
-config.json      workload, configuration and the command
-plan.json        the plan
-partition.json   the modules that were cut
-events.jsonl     one JSON object a line: what happened when
-modules/         weights and optimizer state, a safetensors file a module (model.store)
-cache/           boundary activations, while the run needs them
+From staging:
+config.json           what the run is (record.RunRecord)
+blueprint.json        the network without its weights, where it has one
+weights.safetensors   the weights that it starts with, until the run is completed
+names.json            names in the network's state dict, tied ones together
+costs.json            what its pieces take in memory
+From planning:
+plan.json             the plan
+partition.json        the modules that were cut
+From training:
+events.jsonl          one JSON object a line: what happened when
+modules/              weights and optimizer state of each module that was trained, a safetensors file each (model.store)
+cache/                boundary activations, while the run needs them
 model.safetensors, report.json, report.html     at the end
 """
 
@@ -19,10 +26,16 @@ from typing import Any
 
 from ondevice_trgl.errors import DamagedFileError, RunDirError, StorageError
 
-FORMAT = 1
+FORMAT = 2
+RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS = (
+    *("config.json", "blueprint.json", "weights.safetensors", "names.json"),
+    "costs.json",
+)
+PLAN, PARTITION = "plan.json", "partition.json"
+REPORT = "report.json"
 _OURS = (
-    *("config.json", "plan.json", "partition.json", "blueprint.json", "names.json", "events.jsonl", "modules", "cache"),
-    *("model.safetensors", "report.json", "report.html"),
+    *(RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS, PLAN, PARTITION, "events.jsonl", "modules", "cache"),
+    *("model.safetensors", REPORT, "report.html"),
 )
 
 
@@ -47,6 +60,16 @@ class RunDir:
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def has_blueprint(self) -> bool:
+        return (self.path / BLUEPRINT).is_file()
+
+    @property
+    def staged(self) -> Path:
+        """The whole network's weights before training; once the run is completed, the trained ones."""
+        weights = self.path / WEIGHTS
+        return weights if weights.is_file() else self.model
 
     @classmethod
     def check(cls, path: Path, *, force: bool) -> None:
@@ -94,14 +117,27 @@ class RunDir:
         return run
 
     @classmethod
+    def adopt(cls, folder: Path, path: Path, *, force: bool = False) -> "RunDir":
+        """A new run directory of what was staged and planned in `folder`, on the same disk; see `create`."""
+        run = cls.create(path, force=force)
+        try:  # the record last: only a run that can be gone on with has one
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD):
+                entry.replace(path / entry.name)
+        except OSError as error:
+            raise RunDirError(
+                f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir"
+            ) from error
+        return run
+
+    @classmethod
     def open(cls, path: Path) -> "RunDir":
         """An existing run. Raises RunDirError where there is none, or it is of a newer version."""
-        if not (path / "config.json").is_file():
+        if not (path / RECORD).is_file():
             raise RunDirError(
                 f"{path} is not a run directory", hint="give the folder that `train` was given or printed"
             )
         run = cls(path)
-        version = run.read("config.json").get("format")
+        version = run.read(RECORD).get("format")
         if version != FORMAT:
             raise RunDirError(
                 f"{path} has format {version!r}, this program reads {FORMAT}", hint="install the version that wrote it"
@@ -130,16 +166,7 @@ class RunDir:
 
     def read(self, name: str) -> dict[str, Any]:
         """The JSON object in `name`. Raises DamagedFileError."""
-        path = self.path / name
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DamagedFileError(
-                f"{path} cannot be read: {error}", hint="the run cannot be resumed without it"
-            ) from error
-        if not isinstance(record, dict):
-            raise DamagedFileError(f"{path} holds {type(record).__name__}, expected an object")
-        return record
+        return read_json(self.path / name)
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl. Losing one in a crash harms nothing, so it is not flushed to the disk."""
@@ -157,9 +184,27 @@ class RunDir:
         name = hashlib.blake2b(os.fsencode(self.path.resolve()), digest_size=6).hexdigest()
         return Path(cache_dir) / f"trgl-{name}"
 
+    def drop_staged(self) -> None:
+        """Remove the weights that the run started with, once the trained ones are all in place."""
+        if self.model.is_file():
+            (self.path / WEIGHTS).unlink(missing_ok=True)
+
     def clear_cache(self, cache_dir: str | Path | None = None) -> None:
         """Remove this run's boundary activations."""
         shutil.rmtree(self.cache_folder(cache_dir), ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path` of a run. Raises DamagedFileError."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} cannot be read: {error}", hint="the run cannot be resumed without it"
+        ) from error
+    if not isinstance(record, dict):
+        raise DamagedFileError(f"{path} holds {type(record).__name__}, expected an object")
+    return record
 
 
 def scratch_beside(path: Path) -> Path:
@@ -178,9 +223,9 @@ def _is_ours(name: str) -> bool:
 def _is_run(path: Path) -> bool:
     """Whether `path` holds a run, or nothing but the beginnings of one."""
     try:
-        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         return isinstance(record, dict) and "format" in record and "config" in record
     except FileNotFoundError:
-        return (path / "plan.json").is_file() and all(_is_ours(entry.name) for entry in _entries(path))
+        return (path / PLAN).is_file() and all(_is_ours(entry.name) for entry in _entries(path))
     except (OSError, ValueError):
         return False

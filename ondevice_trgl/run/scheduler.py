@@ -15,18 +15,19 @@ from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.partition import Partition
-from ondevice_trgl.model.store import ModuleStore, evict
+from ondevice_trgl.model.store import ModuleStore, evict, parameter_count
 from ondevice_trgl.plan.plan import Plan, Rung, rung_within
 from ondevice_trgl.run.batches import buffer_for, check_finite, mix, place, shuffled
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.measured import Measured, Paused
+from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.run.sweep import Swept, sweep
 from ondevice_trgl.trgl.optim import Optimizer
-from ondevice_trgl.trgl.step import Objective, Tally
+from ondevice_trgl.trgl.step import Objective
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -58,12 +59,11 @@ class Scheduler:
 
     def restore_callbacks(self) -> None:
         """Give each callback the state that it had at the last checkpoint, where there is one."""
-        positions = [self.store.position(k) for k in range(len(self.heads))]
-        latest = max(positions, key=lambda position: int(position.get("saves", 0)))
-        self._saves = latest.get("saves", 0)
-        for callback, (name, state) in zip(self.progress.callbacks, latest.get("callbacks", []), strict=False):
+        latest = max(map(self._position, range(len(self.heads))), key=lambda position: position.saves)
+        self._saves = latest.saves
+        for callback, (name, state) in zip(self.progress.callbacks, latest.callbacks, strict=False):
             if name == type(callback).__qualname__ and state:
-                callback.load_state_dict(state)
+                callback.load_state_dict(dict(state))
 
     def fit(self) -> None:
         """Train from wherever the store says that the run stands. Raises Paused after a requested pause."""
@@ -80,7 +80,10 @@ class Scheduler:
             self.progress.call("on_lap_end")
 
     def _done(self, lap: int, index: int) -> bool:
-        return int(self.store.position(index)["laps_done"]) > lap
+        return self._position(index).laps_done > lap
+
+    def _position(self, index: int) -> Position:
+        return Position.from_dict(self.store.position(index))
 
     def _reach(self, index: int) -> None:
         """Bring the boundary in front of module `index` back, where a resumed run lacks it."""
@@ -100,8 +103,10 @@ class Scheduler:
         self.budget.take(larger=True)
         progress.budget_bytes = self.budget.bytes
         self.meter.reset()
-        position = self.store.position(index)
-        measured = Measured(**position["measured"])
+        position = self._position(index)
+        measured = dataclasses.replace(
+            position.measured, params=parameter_count(self.partition.modules[index], self.heads[index])
+        )
         self.budget.make_room()
         self._load(index)
         progress.train_accuracy = progress.val_accuracy = None
@@ -120,9 +125,7 @@ class Scheduler:
         measured.test_accuracy = swept.accuracy.get("test")
         self._note_peak(measured)
         keep = stepper.optimizer.state if lap + 1 < self.config.laps else {}
-        self._save(
-            index, {"laps_done": lap + 1, "epoch": 0, "step": 0, "measured": vars(measured)}, keep, swept.probabilities
-        )
+        self._save(index, Position(laps_done=lap + 1, measured=measured), keep, swept.probabilities)
         self.run.event("module_end", lap=lap, module=index, **vars(measured))
         progress.call("on_module_end")
         del stepper
@@ -132,11 +135,11 @@ class Scheduler:
         else:
             self.boundaries.advance()
 
-    def _stepper(self, lap: int, index: int, position: dict[str, Any]) -> Stepper:
+    def _stepper(self, lap: int, index: int, position: Position) -> Stepper:
         """The module as it stands at `position`, on the highest rung that the budget allows, or where it was."""
         ladder, module, config = self.plan.ladders[index], self.partition.modules[index], self.config
         rung = rung_within(ladder, self.budget.bytes)
-        for lower in (self._lowest.get(index), Rung(**position["rung"]) if "rung" in position else None):
+        for lower in (self._lowest.get(index), position.rung):
             if lower in ladder:
                 rung = ladder[max(ladder.index(rung), ladder.index(lower))]
         optimizer = Optimizer(
@@ -183,20 +186,20 @@ class Scheduler:
             pieces=self.partition.pieces(index) if rung.checkpointed else (),
         )
 
-    def _train(self, lap: int, index: int, position: dict[str, Any], stepper: Stepper, measured: Measured) -> None:
+    def _train(self, lap: int, index: int, position: Position, stepper: Stepper, measured: Measured) -> None:
         config, plan, progress = self.config, self.plan, self.progress
         source = self.boundaries.source("train")
         stepper.objective.train_mode(True)
         if "rng" in (extra := self.store.load_extra(index, "run", torch.device("cpu"))):
             torch.set_rng_state(extra["rng"])
-        for epoch in range(position["epoch"], config.epochs):
-            done = position["step"] if epoch == position["epoch"] else 0
+        for epoch in range(position.epoch, config.epochs):
+            done = position.step if epoch == position.epoch else 0
             order = shuffled(len(source.labels), config.seed, lap, index, epoch)
             if not done:
                 torch.manual_seed(mix(config.seed, lap, index, epoch, 1))
             progress.start_epoch(epoch, done)
             if done:
-                progress.tally = Tally(**position["tally"])
+                progress.tally = dataclasses.replace(position.tally)
             progress.call("on_epoch_start")
             for start in range(done * plan.batch_size, len(order) - plan.batch_size + 1, plan.batch_size):
                 progress.call("on_step_start")
@@ -260,10 +263,7 @@ class Scheduler:
         so_far = dataclasses.replace(
             measured, cache_read_bytes=measured.cache_read_bytes + self.boundaries.traffic()[0]
         )
-        position = {
-            "laps_done": lap, "epoch": epoch, "step": step, "measured": vars(so_far), "tally": vars(progress.tally),
-            "rung": vars(stepper.rung),
-        }  # fmt: skip
+        position = Position(lap, epoch, step, so_far, progress.tally, stepper.rung)
         self._save(index, position, stepper.optimizer.state, {"rng": torch.get_rng_state()} if step else {})
         if pausing:
             self.run.event("pause", lap=lap, module=index, epoch=epoch, step=step)
@@ -301,11 +301,16 @@ class Scheduler:
             f"loading module {index}",
         )
 
-    def _save(self, index: int, position: dict[str, Any], optim: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+    def _save(self, index: int, position: Position, optim: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
         self._saves += 1
-        callbacks = [(type(callback).__qualname__, callback.state_dict()) for callback in self.progress.callbacks]
-        position = {**position, "saves": self._saves, "callbacks": callbacks}
-        self.store.save(index, self.partition.modules[index], self.heads[index], position, optim=optim, run=extra)
+        callbacks = tuple((type(callback).__qualname__, callback.state_dict()) for callback in self.progress.callbacks)
+        values = dataclasses.replace(position, saves=self._saves, callbacks=callbacks).to_dict()
+        self.budget.attempt(
+            lambda: self.store.save(
+                index, self.partition.modules[index], self.heads[index], values, optim=optim, run=extra
+            ),
+            f"the checkpoint of module {index}",
+        )
         self._saved_at = time.perf_counter()
 
     def _evict(self, index: int) -> None:

@@ -1,20 +1,20 @@
 """One sitting of a run: from a prepared run directory to a report, whatever happens in between."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
-from ondevice_trgl.device.limit import NoLimit, limit_for
+from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.errors import TrglError
-from ondevice_trgl.model.store import evict
+from ondevice_trgl.model.store import evict, parameter_count
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
@@ -22,17 +22,19 @@ from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import last_report
-from ondevice_trgl.run.measured import Measured, Paused
-from ondevice_trgl.run.prepare import Prepared
+from ondevice_trgl.run.measured import Paused
+from ondevice_trgl.run.opening import Opened
+from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.run_dir import REPORT
 from ondevice_trgl.run.scheduler import Scheduler
 
 
 @dataclass
 class Session:
-    """What a sitting needs. `peak_before` is what setting up took at most, in this process tree."""
+    """What a sitting needs. `peak_before` is what the process took at most so far."""
 
-    prepared: Prepared
+    opened: Opened
     data: dict[str, Source]
     callbacks: Sequence[Callback]
     pause: threading.Event
@@ -40,15 +42,16 @@ class Session:
     device: torch.device
     started: float
     peak_before: int
-    workload: dict[str, Any]
+    frugal: bool = False
+    """See `Budget`: the process is ours alone, no app's."""
 
     def __post_init__(self) -> None:
-        limit = limit_for(self.device) if self.prepared.config.enforce else NoLimit()
-        self.budget = Budget(self.prepared.plan.budget_bytes, limit, self.meter)
+        limit = limit_for(self.device) if self.opened.config.enforce else NoLimit()
+        self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal)
 
     def run(self) -> Report:
         """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed"."""
-        p = self.prepared
+        p = self.opened
         before = last_report(p.run)
         boundaries = Boundaries(
             self.data, p.plan.cache_tier, p.plan.cache_dtype, p.run.cache_folder(p.config.cache_dir)
@@ -58,7 +61,8 @@ class Session:
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
             self.budget,
         )  # fmt: skip
-        scheduler.peak_outside = max(self.peak_before, (before.measured_peak_bytes or 0) if before else 0)
+        known = self.peak_before, p.plan.set_up_bytes, (before.measured_peak_bytes or 0) if before else 0
+        scheduler.peak_outside = max(known)
         seconds_before = before.seconds.total if before else 0.0
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         try:
@@ -67,16 +71,22 @@ class Session:
             progress.call("on_fit_start")
             scheduler.fit()
             p.store.assemble(p.run.model, p.aliases)
+            p.run.drop_staged()
             progress.call("on_fit_end")
             return self._report(scheduler, seconds_before, "completed")
         except Paused:
             return self._report(scheduler, seconds_before, "paused", "a pause was requested")
         except BaseException as error:
+            self.budget.limit.lift()
+            if isinstance(error, Exception) and not isinstance(error, TrglError) and lacks_memory(error):
+                error = self.budget.exceeded(f"{type(error).__name__} between two steps").with_traceback(
+                    error.__traceback__
+                )
             with contextlib.suppress(TrglError):
                 p.run.event("failed", error=str(error))
                 self._report(scheduler, seconds_before, "failed", str(error))
             progress.call("on_exception", error)
-            raise
+            raise error
         finally:
             self.budget.end()
             boundaries.close()
@@ -85,7 +95,7 @@ class Session:
             release_memory()
 
     def _progress(self) -> Progress:
-        p = self.prepared
+        p = self.opened
         return Progress(
             run_dir=p.run.path,
             budget_bytes=p.plan.budget_bytes,
@@ -98,8 +108,11 @@ class Session:
         )
 
     def _report(self, scheduler: Scheduler, seconds_before: float, status: str, message: str = "") -> Report:
-        p = self.prepared
-        measured = [Measured(**p.store.position(k)["measured"]) for k in range(p.plan.num_modules)]
+        p = self.opened
+        measured = [
+            dataclasses.replace(Position.from_dict(p.store.position(k)).measured, params=parameter_count(module, head))
+            for k, (module, head) in enumerate(zip(p.partition.modules, p.heads, strict=True))
+        ]
         labels = self.data["val"].labels if "val" in self.data else None
         report = results.make_report(
             run_dir=p.run.path,
@@ -114,9 +127,9 @@ class Session:
             message=message,
             total_seconds=time.perf_counter() - self.started + seconds_before,
             environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
-            workload=self.workload,
+            workload=p.record.reported,
             pressure=scheduler.pressures,
             budgets=[vars(period) for period in self.budget.periods] if len(self.budget.periods) > 1 else [],
         )
-        p.run.write("report.json", report.to_dict())
+        p.run.write(REPORT, report.to_dict())
         return report

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.device.limit import lacks_memory
-from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.plan.plan import Rung
 from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
 from ondevice_trgl.run.budget import Budget
@@ -135,11 +134,7 @@ class Stepper:
             return
         below = self._below()
         if not below:
-            raise BudgetExceededError(
-                f"the budget of {format_size(self._budget.bytes)} cannot be held: {cause}, at {self.rung}, "
-                "and nothing smaller is left",
-                hint="resume with a larger --budget; nothing is lost",
-            )
+            raise self._budget.exceeded(f"{cause}, at {self.rung}, and nothing smaller is left")
         self._change(cause, below[0])
 
     def _change(self, cause: str, rung: Rung) -> None:

@@ -15,7 +15,7 @@ RunPython = Callable[..., str]
 def test_an_app_is_left_as_it_is(run_python: RunPython) -> None:
     run_python(
         "import os, sys\nbefore = list(sys.meta_path), dict(os.environ)\n"
-        "import ondevice_trgl.jobs, ondevice_trgl.preparation, ondevice_trgl.device.lean\n"
+        "import ondevice_trgl.jobs, ondevice_trgl.setup.planning, ondevice_trgl.device.lean\n"
         "from ondevice_trgl import Trainer\n"
         "from ondevice_trgl.cli import main\n"
         "assert main(['plan', '--model', 'none', '--budget', '1GB']) == 2\n"

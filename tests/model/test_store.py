@@ -37,7 +37,8 @@ def saved(parts: Partition, store: ModuleStore) -> list[nn.Module | None]:
     heads.append(None)
     for index, (module, head) in enumerate(zip(parts.modules, heads, strict=True)):
         store.save(index, module, head, {"epoch": index})
-    store.keep_rest(parts.chain.model, parts.modules)
+    write_tensors(store.folder.parent / "staged.safetensors", state_of(parts.chain.model))
+    store.staged = store.folder.parent / "staged.safetensors"
     return heads
 
 

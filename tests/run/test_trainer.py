@@ -26,12 +26,12 @@ from ondevice_trgl import (
     RunState,
     StorageError,
     TrainConfig,
-    Trainer,
     UsageError,
 )
+from ondevice_trgl import trainer as trainer_module
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.device import meter as meters
-from ondevice_trgl.run import trainer as trainer_module
+from tests.asked_here import Trainer
 from tests.run.conftest import CLASSES, At, CrashError, Fit, config, crash, net, samples
 
 
@@ -357,6 +357,7 @@ def test_the_peak_of_the_report_is_of_the_whole_process(
 ) -> None:
     meter = FakeMeter(*(1_000_000 * peak for peak in peaks))
     monkeypatch.setattr(trainer_module, "meter_for", lambda device: meter)
+    monkeypatch.setattr("ondevice_trgl.setup.helper.Lifetime.highest_bytes", lambda lifetime: 1)
     report = fit("run", epochs=1)
     assert report.measured_peak_bytes == 9_000_000
     assert [m.measured_peak_bytes for m in report.modules] == [1_000_000 * peak for peak in modules]
@@ -365,6 +366,7 @@ def test_the_peak_of_the_report_is_of_the_whole_process(
 def test_a_peak_before_a_pause_is_not_forgotten(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     script = [FakeMeter(1, 9), FakeMeter(1, 2, 3, 4)]
     monkeypatch.setattr(trainer_module, "meter_for", lambda device: script[0])
+    monkeypatch.setattr("ondevice_trgl.setup.helper.Lifetime.highest_bytes", lambda lifetime: 1)
     paused = fit("run", callbacks=[At("on_step_end", 1, lambda run: run.request_pause())])
     assert paused.modules[0].measured_peak_bytes == 9
     script.pop(0)

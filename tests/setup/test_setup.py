@@ -1,7 +1,5 @@
 """What is made before training: a plan leaves no trace, a run that was created resumes, a refusal leaves nothing."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,18 @@ from ondevice_trgl import (
     RunDirError,
     RunState,
     TrainConfig,
-    TrglError,
     jobs,
-    measuring,
 )
 from ondevice_trgl.config import Workload
 from ondevice_trgl.device.meter import PeakMeter, own_peak_rss
+from ondevice_trgl.errors import ProcessDiedError
 from ondevice_trgl.job import Job
-from ondevice_trgl.jobs import evaluate_run, plan_job, resume_job, train_job
-from ondevice_trgl.processes import Ended
-from tests.prepared_here import prepared_here
+from ondevice_trgl.jobs import evaluate_run, resume_job
+from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.setup import helper, steps
+from ondevice_trgl.setup.steps import set_up, staging_folder
+from tests.asked_here import ask_here, plan_job, train_job
 
 DATA = "synthetic:1x8x8:3:60"
 OWN = """
@@ -62,22 +62,10 @@ class PauseAt(Callback):
             run.request_pause()
 
 
-@pytest.fixture(autouse=True)
-def here(request: pytest.FixtureRequest) -> Iterator[None]:
-    if "a_real_process" in request.fixturenames:
-        yield
-    else:
-        with prepared_here():
-            yield
-
-
-@pytest.fixture
-def a_real_process() -> None:
-    """The child is one."""
-
-
 def created(asked: Job) -> None:
-    assert jobs._prepared(asked, "create")["peak_bytes"] > 10_000_000
+    with staging_folder(asked.run_dir) as folder:
+        set_up(asked, folder, ask_here)
+        RunDir.adopt(folder, asked.run_dir)
 
 
 def entries(folder: Path) -> list[str]:
@@ -107,7 +95,7 @@ def test_the_seed_alone_decides_the_first_weights(tmp_path: Path) -> None:
         before = torch.get_rng_state()
         created(job(tmp_path / name, seed=seed))
         assert torch.equal(torch.get_rng_state(), before)
-        weights.append([path.read_bytes() for path in sorted((tmp_path / name / "modules").iterdir())])
+        weights.append([(tmp_path / name / "weights.safetensors").read_bytes()])
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
 
@@ -119,11 +107,10 @@ def test_a_refused_budget_leaves_nothing(tmp_path: Path, call: Any) -> None:
     assert entries(tmp_path) == []
 
 
-@pytest.mark.usefixtures("a_real_process")
 def test_a_refused_budget_leaves_nothing_in_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(BudgetInfeasibleError) as caught:
-        train_job(job(tmp_path / "run", budget=1_000_000))
+        jobs.train_job(job(tmp_path / "run", budget=1_000_000))
     assert caught.value.budget_bytes == 1_000_000
     assert caught.value.smallest_feasible_budget_bytes > 50_000_000
     assert entries(tmp_path) == ["run"]
@@ -144,35 +131,26 @@ def test_force_replaces_a_run_that_was_never_finished_making(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_an_interrupted_child_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def test_an_interrupted_child_leaves_nothing(tmp_path: Path, there: bool) -> None:
     if there:
         (tmp_path / "run").mkdir()
 
-    def interrupted(module: str, request: dict[str, Any]) -> Ended:
-        (Path(request["scratch"]) / "weights.safetensors").write_bytes(b"half")
+    def interrupted(name: str, request: dict[str, Any]) -> dict[str, Any]:
+        (Path(request["folder"]) / "weights.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_job(job(tmp_path / "run"))
+        jobs.train_job(job(tmp_path / "run"), ask=interrupted)
     assert entries(tmp_path) == (["run"] if there else [])
 
 
-@pytest.mark.parametrize(
-    ("ended", "hint"),
-    [
-        (Ended(None, -9, "the process ended with status -9"), "memory"),
-        (Ended(None, 1, "ValueError: a bug", "Traceback: here"), ""),
-    ],
-)
-def test_a_child_that_dies_is_an_error_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Ended, hint: str
-) -> None:
-    monkeypatch.setattr(jobs, "ask", lambda module, request: ended)
-    with pytest.raises(TrglError, match=rf"planning failed: {ended.last_words}") as caught:
-        plan_job(job(tmp_path / "run"))
-    assert (caught.value.exit_code, hint in caught.value.hint) == (1, True)
-    assert caught.value.__notes__ == [ended.stderr]
+def test_a_child_that_dies_leaves_nothing(tmp_path: Path) -> None:
+    def died(name: str, request: dict[str, Any]) -> dict[str, Any]:
+        raise ProcessDiedError(f"the {name} process failed", returncode=-9, hint="memory")
+
+    with pytest.raises(ProcessDiedError, match="the stage process failed") as caught:
+        jobs.plan_job(job(tmp_path / "run"), ask=died)
+    assert caught.value.exit_code == 1
     assert entries(tmp_path) == []
 
 
@@ -196,9 +174,8 @@ def test_a_model_of_the_users_trains_and_resumes_with_or_without_a_blueprint(
     whole, part = (job(tmp_path / folder, model=f"{name}:make") for folder in ("whole", "part"))
     assert train_job(whole).status == "completed"
     assert (whole.run_dir / "blueprint.json").is_file() is blueprint
-    events = [json.loads(line) for line in (whole.run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    reasons = [event["reason"] for event in events if event["event"] == "no_blueprint"]
-    assert reasons == ([] if blueprint else ["scale is a constant of the trace"])
+    notes = [reason for reason in read_report(whole.run_dir).plan.reasons if "the network's own code" in reason]
+    assert [note.partition(": ")[2] for note in notes] == ([] if blueprint else ["scale is a constant of the trace"])
     assert evaluate_run(whole.run_dir)["matches_report"] is True
     assert train_job(part, [PauseAt(2)]).status == "paused"
     assert resume_job(part.run_dir).status == "completed"
@@ -227,7 +204,7 @@ class Script(PeakMeter):
 
 def test_the_peak_of_setting_up_is_the_highest_whoever_reset_the_meter() -> None:
     device = Script()
-    meter = measuring.Lifetime(device, others=7)
+    meter = helper.Lifetime(device, others=7)
     found = []
     for peak in (30, 50, 20):
         device.peak = peak
@@ -236,56 +213,54 @@ def test_the_peak_of_setting_up_is_the_highest_whoever_reset_the_meter() -> None
         meter.reset()
     assert found == [37, 57, 57]
     device.kind = "cuda"
-    assert measuring.Lifetime(device, others=7).highest_bytes() == 0
+    assert helper.Lifetime(device, others=7).highest_bytes() == 0
 
 
-def refusing_below(least: int, named: int) -> Any:
-    """A `jobs._set_up` that refuses budgets below `least`, each time naming `named`."""
+class Refusing:
+    """Asked to stage or plan, refuses budgets below `least`, each time naming `named`."""
 
-    def set_up(asked: Job, what: str) -> dict[str, Any]:
-        budget = asked.config.budget_bytes or 0
-        tried.append((budget, what))
-        if budget < least:
+    def __init__(self, least: int, named: int) -> None:
+        self.least, self.named = least, named
+        self.tried: list[int] = []
+
+    def __call__(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        if name == "plan":
+            return {"peak_bytes": 1}
+        budget = int(Job.from_dict(request["job"]).config.budget_bytes or 0)
+        self.tried.append(budget)
+        if budget < self.least:
             raise BudgetInfeasibleError(
-                f"{budget} is too small", budget_bytes=budget, smallest_feasible_budget_bytes=named, hint="a;b"
+                f"{budget} is too small", budget_bytes=budget, smallest_feasible_budget_bytes=self.named, hint="a;b"
             )
-        return {}
-
-    tried: list[tuple[int, str]] = []
-    set_up.tried = tried  # type: ignore[attr-defined]
-    return set_up
+        return {"peak_bytes": 1}
 
 
-def test_a_refusal_names_a_budget_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_up = refusing_below(104_000_000, 100_000_000)
-    monkeypatch.setattr(jobs, "_set_up", set_up)
+def test_a_refusal_names_a_budget_that_was_tried(tmp_path: Path) -> None:
+    refusing = Refusing(104_000_000, 100_000_000)
     with pytest.raises(BudgetInfeasibleError, match=r"^1000000 is too small") as caught:
-        train_job(job(tmp_path / "run", budget="1MB"))
-    sizes = [size for size, _ in set_up.tried]
-    assert sizes == [1_000_000, 100_000_000, 101_000_000, 104_000_000]
-    assert [what for _, what in set_up.tried[1:]] == ["plan"] * 3
+        jobs.train_job(job(tmp_path / "run", budget="1MB"), ask=refusing)
+    assert refusing.tried == [1_000_000, 100_000_000, 101_000_000, 104_000_000]
     refusal = caught.value
-    assert (refusal.budget_bytes, refusal.smallest_feasible_budget_bytes) == (1_000_000, sizes[-1])
+    assert (refusal.budget_bytes, refusal.smallest_feasible_budget_bytes) == (1_000_000, 104_000_000)
     assert refusal.hint == "the smallest feasible budget is 104MB;b"
+    assert entries(tmp_path) == []
 
 
 def test_a_budget_that_the_machine_has_no_memory_for_is_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_up = refusing_below(104_000_000, 100_000_000)
-    monkeypatch.setattr(jobs, "_set_up", set_up)
-    monkeypatch.setattr(jobs, "usable_ram_bytes", lambda: 100_500_000)
+    refusing = Refusing(104_000_000, 100_000_000)
+    monkeypatch.setattr(steps, "usable_ram_bytes", lambda: 100_500_000)
     with pytest.raises(BudgetInfeasibleError) as caught:
-        plan_job(job(tmp_path / "run", budget="1MB"))
-    assert [size for size, _ in set_up.tried] == [1_000_000, 100_000_000]
+        jobs.plan_job(job(tmp_path / "run", budget="1MB"), ask=refusing)
+    assert refusing.tried == [1_000_000, 100_000_000]
     assert caught.value.smallest_feasible_budget_bytes == 101_000_000
 
 
-@pytest.mark.usefixtures("a_real_process")
 def test_setting_up_that_lacks_memory_is_refused_with_a_budget_that_works(tmp_path: Path) -> None:
     with pytest.raises(BudgetInfeasibleError) as caught:
-        plan_job(job(tmp_path / "run", budget="120MB"))
+        jobs.plan_job(job(tmp_path / "run", budget="120MB"))
     needed = caught.value.smallest_feasible_budget_bytes
     assert 120_000_000 < needed < 400_000_000 + own_peak_rss()  # this process waits, and counts
-    assert plan_job(job(tmp_path / "run", budget=needed)).status == "planned"
+    assert jobs.plan_job(job(tmp_path / "run", budget=needed)).status == "planned"
     assert entries(tmp_path) == []

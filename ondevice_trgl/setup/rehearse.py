@@ -78,6 +78,10 @@ class Rehearsals:
         self.above: dict[tuple[int, int, int, bool], int] = {}
         """(start, stop, micro-batch, checkpointed) -> peak above the floor, in bytes."""
 
+    def end(self) -> None:
+        """Put back the limit that was there before."""
+        self._budget.end()
+
     def of(self, plan: Plan) -> bool:
         """Measure the modules of `plan` that are not known, the largest first; False as soon as one does not fit."""
         partition = group(self._chain, plan.bounds)

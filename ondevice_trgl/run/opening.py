@@ -1,0 +1,136 @@
+"""A run directory, opened: plan, modules and heads, none of which holds memory until the scheduler loads it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.user import image_set
+from ondevice_trgl.errors import DataError, RunDirError, UsageError
+from ondevice_trgl.model.blueprint import from_blueprint
+from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.partition import Partition, group
+from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
+from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.run.batches import Source, check_finite, check_labels, mix
+from ondevice_trgl.run.guards import outline
+from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run directory with what it holds; the modules and heads are on disk, and hold no memory."""
+
+    run: RunDir
+    record: RunRecord
+    plan: Plan
+    partition: Partition
+    heads: tuple[nn.Module | None, ...]
+    store: ModuleStore
+    aliases: dict[str, tuple[str, ...]]
+    """Names in the model's state dict, as `aliases_of` gives them."""
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.record.config
+
+
+def sources(train_set: Any, val_set: Any, test_set: Any) -> dict[str, Source]:
+    """The splits that there are, ready to be read in batches. Raises DataError."""
+    given = {"train": train_set, "val": val_set, "test": test_set}
+    return {name: image_set(split, name=f"{name} set") for name, split in given.items() if split is not None}
+
+
+def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
+    """The traced model, once it is known to fit the data. Raises PartitionError, DataError, NonFiniteError."""
+    if is_evicted(model):
+        raise UsageError(
+            "the model's weights are in the run directory, where an earlier fit left them",
+            hint="call export first, or fit with resume=True",
+        )
+    train = data["train"]
+    if not len(train.labels):
+        raise DataError("the train set is empty", hint="give it samples of at least two classes")
+    example = torch.zeros((2, *train.shape))
+    first = [0, min(1, len(train.labels) - 1)]
+    train.read(first, example)
+    check_finite(example, first, "the training data")
+    chain = trace(model, example)
+    for name, split in data.items():
+        if tuple(split.shape) != chain.in_shape:
+            raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
+        check_labels(split.labels, chain.num_outputs, name)
+    return chain
+
+
+def fresh_head(chain: Chain, partition: Partition, config: TrainConfig, index: int) -> nn.Module | None:
+    """A new auxiliary head; None for the last module, which ends in the model's own classifier."""
+    if index == len(partition.modules) - 1:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(config.seed, index, 2))
+        return build_head(config.head, partition.modules[index].out_shape, chain.num_outputs)
+
+
+def open_run(
+    path: Path, data: dict[str, Source], config: TrainConfig | None = None, model: nn.Module | Chain | None = None
+) -> Opened:
+    """An existing run, for `model` or its chain, or by its blueprint where that is None.
+
+    `config` is what the caller asks for now; without one, what the run was made with. The budget may be another.
+    Raises RunDirError where model, data or settings are others, or there is no blueprint; DamagedFileError.
+    """
+    run = RunDir.open(path)
+    record, plan = RunRecord.from_dict(run.read(RECORD)), Plan.from_dict(run.read(PLAN))
+    store = ModuleStore(run.modules, run.staged)
+    chain = _chain(run, store, data, model)
+    config = config or record.config
+    before, now = record.config.to_dict(), config.to_dict()
+    free = ("budget", "enforce")  # these may be others each time
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
+    if config.budget_bytes is not None:
+        plan = dataclasses.replace(plan, budget_bytes=config.budget_bytes)
+    partition = group(chain, plan.bounds) if plan.bounds[-1] == len(chain.segments) else None
+    if partition is None or partition.to_dict() != run.read(PARTITION):
+        changed.append("the model")
+    if record.data != outline(data):
+        changed.append("the data")
+    if changed or partition is None:
+        raise RunDirError(
+            f"{path} was made with other settings: {', '.join(changed)}",
+            hint="resume with the same, or start a new run",
+        )
+
+    def fresh(index: int) -> nn.Module | None:
+        return fresh_head(chain, partition, config, index)
+
+    heads = tuple(fresh(index) for index in range(plan.num_modules))
+    evict(*partition.modules, *heads)
+    aliases = {name: tuple(names) for name, names in run.read(NAMES).items()}
+    return Opened(
+        run,
+        dataclasses.replace(record, config=config),
+        plan,
+        partition,
+        heads,
+        ModuleStore(run.modules, run.staged, fresh),
+        aliases,
+    )
+
+
+def _chain(run: RunDir, store: ModuleStore, data: dict[str, Source], model: nn.Module | Chain | None) -> Chain:
+    if isinstance(model, Chain):
+        return model
+    if model is not None:
+        if is_evicted(model):  # an earlier fit left the weights in the run directory
+            store.load_model(model)
+        return chain_of(model, data)
+    if not (run.path / BLUEPRINT).is_file():
+        raise RunDirError(f"{run.path} has no blueprint", hint="resume it with the model")
+    return from_blueprint(run.read(BLUEPRINT))

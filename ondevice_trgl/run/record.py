@@ -1,0 +1,48 @@
+"""What a run is: the one record, `config.json`, that whoever goes on with a run directory reads first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ondevice_trgl.config import TrainConfig, Workload
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Settings, data and origin of a run. Plan, blueprint and weights lie beside it in the run directory."""
+
+    config: TrainConfig
+    data: Mapping[str, Any]
+    """Samples, shape and a digest of the labels of each split, as `outline` gives them."""
+    workload: Workload | None = None
+    """Model and data by name; None where they are a program's own."""
+    subject: Mapping[str, Any] = field(default_factory=dict)
+    """Of named data: description, digest, input_shape, num_classes, samples."""
+    baseline: str = "skip"
+    """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
+    command: str = ""
+    allocator: str = "system"
+    """The setting of the C allocator, for other processes of the run to have the same."""
+    no_blueprint: str = ""
+    """Why the network has to be built by its own code in each process; empty where it has a blueprint."""
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """What the report says of the work; nothing for a program's own."""
+        if self.workload is None:
+            return {}
+        origin = {"seed": self.config.seed, "baseline": self.baseline, "command": self.command}
+        return {**self.workload.to_dict(), **self.subject, **origin, "allocator": self.allocator}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-ready values."""
+        workload = None if self.workload is None else self.workload.to_dict()
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "config": self.config.to_dict(), "workload": workload}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
+        """The inverse of `to_dict`."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        workload = None if known["workload"] is None else Workload(**known["workload"])
+        return cls(**{**known, "config": TrainConfig(**known["config"]), "workload": workload})

@@ -1,0 +1,107 @@
+"""A process that sets a run up, held to the budget as the run itself will be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import tune
+from ondevice_trgl.device.limit import MemoryLimit, NoLimit, lacks_memory, limit_for
+from ondevice_trgl.device.meter import PeakMeter, meter_for
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.errors import BudgetInfeasibleError, ConfigError
+from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
+from ondevice_trgl.run.guards import device_named
+from ondevice_trgl.setup.requests import Took
+from ondevice_trgl.units import format_size
+
+
+class Lifetime(PeakMeter):
+    """A meter that knows its highest peak whoever resets it. `others`: bytes that the caller holds beside it."""
+
+    def __init__(self, meter: PeakMeter, others: int) -> None:
+        self.name, self.kind = meter.name, meter.kind
+        self._meter, self._others, self._before = meter, others, 0
+
+    def reset(self) -> None:
+        self._before = max(self._before, self._meter.peak_bytes())
+        self._meter.reset()
+
+    def peak_bytes(self) -> int:
+        return self._meter.peak_bytes()
+
+    def current_bytes(self) -> int:
+        return self._meter.current_bytes()
+
+    def highest_bytes(self) -> int:
+        """Of this process and its caller; 0 where device memory is metered."""
+        return max(self._before, self._meter.peak_bytes()) + self._others if self.kind == "rss" else 0
+
+
+@dataclass(frozen=True)
+class Helper:
+    """What such a process works with."""
+
+    config: TrainConfig
+    folder: Path
+    caller_bytes: int
+    meter: Lifetime
+    limit: MemoryLimit
+    memo: Memo
+
+    @property
+    def room_bytes(self) -> int:
+        """What this process may take, the caller waiting beside it."""
+        return stated_budget(self.config) - self.caller_bytes
+
+
+def stated_budget(config: TrainConfig) -> int:
+    """The budget in bytes. Raises ConfigError where none was stated."""
+    if config.budget_bytes is None:
+        raise ConfigError(["budget: none was stated"], hint='TrainConfig(budget="600MB")')
+    return config.budget_bytes
+
+
+def as_helper(
+    config: TrainConfig, folder: Path, caller_bytes: int, allocator: str, work: Callable[[Helper], None]
+) -> Took:
+    """Do `work` in a process held to the budget. Raises BudgetInfeasibleError where it does not fit into it."""
+    tune(allocator)
+    release_code_pages()  # what importing has touched
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    budget = stated_budget(config)
+    with meter_for(device_named(config.device)) as meter:
+        lifetime = Lifetime(meter, caller_bytes)
+        limit = limit_for(torch.device("cpu")) if meter.kind == "rss" else NoLimit()
+        helper = Helper(config, folder, caller_bytes, lifetime, limit, Memo(memo_folder(), **circumstances()))
+        limit.set(helper.room_bytes)
+        try:
+            work(helper)
+        except BudgetInfeasibleError as refusal:
+            if lifetime.highest_bytes() > refusal.smallest_feasible_budget_bytes:
+                raise too_large(budget, lifetime.highest_bytes()) from refusal
+            raise
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            raise too_large(budget, lifetime.highest_bytes()) from error
+        finally:
+            limit.lift()
+        if lifetime.highest_bytes() > budget:
+            raise too_large(budget, lifetime.highest_bytes())
+        return Took(lifetime.highest_bytes())
+
+
+def too_large(budget: int, peak: int) -> BudgetInfeasibleError:
+    """The refusal of a budget that setting a run up does not fit into; `peak` is what was reached."""
+    needed = -(-max(peak, budget) * 103 // 100 // 1_000_000) * 1_000_000
+    return BudgetInfeasibleError(
+        f"nothing fits the budget of {format_size(budget)}: building and planning took {format_size(peak)} and were "
+        "not done",
+        budget_bytes=budget,
+        smallest_feasible_budget_bytes=needed,
+        hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more",
+    )

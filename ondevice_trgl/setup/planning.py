@@ -1,0 +1,171 @@
+"""Plan: what was staged in a folder, and a budget, become plan.json: planned by estimate, rehearsed, planned again."""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ondevice_trgl.named  # noqa: F401 -- the process that trains has it, and the floor is measured here
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.environment import describe_environment
+from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.model.blueprint import from_blueprint
+from ondevice_trgl.model.partition import group
+from ondevice_trgl.model.store import evict, parameter_count
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.plan.planner import LEAST_SCRATCH, SCRATCH, make_plan
+from ondevice_trgl.processes import answer
+from ondevice_trgl.report.model import Report
+from ondevice_trgl.run import results
+from ondevice_trgl.run.guards import device_named
+from ondevice_trgl.run.measured import Measured
+from ondevice_trgl.run.opening import fresh_head, sources
+from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, PARTITION, PLAN, RECORD, REPORT, read_json
+from ondevice_trgl.setup.helper import Helper, as_helper, stated_budget
+from ondevice_trgl.setup.rehearse import Rehearsals
+from ondevice_trgl.setup.requests import PlanRequest
+from ondevice_trgl.setup.staging import built, measure
+from ondevice_trgl.workload import build_for, load_bundle
+
+_MOST_PLANS = 12
+"""Plans that are rehearsed before one is taken as it is; each teaches something."""
+_LEAN_CALLER = 30_000_000
+"""RSS of a caller that holds the modules that it names, and nothing else."""
+_SPARE_BYTES = 2_000_000
+"""What the caller's display may grow by."""
+
+
+def plan_staged(
+    folder: Path,
+    chain: Chain,
+    record: RunRecord,
+    rehearsals: Rehearsals,
+    *,
+    floor_bytes: int,
+    set_up: Callable[[], int] = lambda: 0,
+) -> Plan:
+    """Write plan.json and partition.json into `folder`, for a process that holds `floor_bytes` before it trains.
+
+    `set_up()` is what setting the run up took at most so far. Raises BudgetInfeasibleError,
+    PartitionError, ConfigError.
+    """
+    costs, rows = (
+        Costs.from_dict(read_json(folder / COSTS)),
+        {name: split["samples"] for name, split in record.data.items()},
+    )
+
+    def plan() -> Plan:
+        return make_plan(
+            chain,
+            costs,
+            record.config,
+            budget_bytes=stated_budget(record.config),
+            floor_bytes=floor_bytes,
+            rows=sum(rows.values()),
+            train_rows=rows["train"],
+            val_rows=rows.get("val", 0),
+            measured=rehearsals.above,
+            scratch=LEAST_SCRATCH if rehearsals.possible else SCRATCH,
+            set_up_bytes=set_up(),
+        )
+
+    for _ in range(_MOST_PLANS):
+        if rehearsals.of(plan()):
+            break
+    chosen = plan()
+    if record.no_blueprint:
+        note = f"the network's own code runs in the process that trains, which holds that too: {record.no_blueprint}"
+        chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))
+    _write(folder / PLAN, chosen.to_dict())
+    _write(folder / PARTITION, group(chain, chosen.bounds).to_dict())
+    return chosen
+
+
+def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter) -> Report:
+    """The report of a run that has not begun."""
+    partition, config = group(chain, plan.bounds), record.config
+    sizes = [parameter_count(m, fresh_head(chain, partition, config, k)) for k, m in enumerate(partition.modules)]
+    return results.make_report(
+        run_dir=None,
+        config=config,
+        plan=plan,
+        names=[module.label for module in partition.modules],
+        measured=[Measured(params=count) for count in sizes],
+        meter=meter,
+        status="planned",
+        environment=describe_environment(threads=torch.get_num_threads(), device=str(device_named(config.device))),
+        workload=record.reported,
+    )
+
+
+def _plan(request: PlanRequest) -> dict[str, Any]:
+    record = RunRecord.from_dict(read_json(request.folder / RECORD))
+
+    def work(helper: Helper) -> None:
+        for name in request.caller_modules:  # the caller holds them too, when it trains
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        held, chain = _as_held(record, helper)
+        if not (request.folder / COSTS).is_file():
+            measure(chain, record.config, request.folder)
+        rehearsals = Rehearsals(
+            chain,
+            record.config,
+            helper.meter,
+            helper.limit,
+            helper.memo,
+            room_bytes=helper.room_bytes,
+            scratch=request.folder,
+        )
+        release_memory()
+        release_code_pages()
+        floor = request.floor_bytes
+        if floor is None:
+            caller = _SPARE_BYTES + max(0, helper.caller_bytes - _LEAN_CALLER)
+            floor = rehearsals.floor_bytes + (caller if helper.meter.kind == "rss" else 0)
+        plan = plan_staged(
+            request.folder,
+            chain,
+            record,
+            rehearsals,
+            floor_bytes=floor,
+            set_up=lambda: max(request.set_up_bytes, helper.meter.highest_bytes()),
+        )
+        report = planned_report(chain, plan, record, helper.meter)
+        _write(request.folder / REPORT, report.to_dict())
+        del held
+
+    return vars(as_helper(record.config, request.folder, request.caller_bytes, record.allocator, work))
+
+
+def _as_held(record: RunRecord, helper: Helper) -> tuple[Any, Chain]:
+    """Data and chain as the process that trains will hold them; a program's own data it holds itself."""
+    blueprint = helper.folder / BLUEPRINT
+    if record.workload is None:
+        return None, from_blueprint(read_json(blueprint))
+    bundle = load_bundle(record.workload, record.config.seed, helper.folder.parent)
+    data = sources(bundle.train, bundle.val, bundle.test)
+    if blueprint.is_file():
+        return data, from_blueprint(read_json(blueprint))
+    # without one the caller will build the network itself too, and hold what that imports
+    workload = record.workload
+    with built(lambda: build_for(workload, bundle, record.config.seed), data, helper.folder) as (chain, _):
+        evict(chain.model)
+    return data, chain
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(answer(lambda values: _plan(PlanRequest.from_dict(values))))

@@ -1,0 +1,119 @@
+"""Stage: a model, or a callable that makes one, becomes files in a folder: blueprint, weights, what its pieces take.
+
+Whoever goes on with the folder needs neither the model's code nor the memory of its weights.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.errors import UsageError
+from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
+from ondevice_trgl.model.filed import weights_in_file
+from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.model.store import aliases_of, evict, state_of
+from ondevice_trgl.model.tensorfile import write_tensors
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.estimate import estimate
+from ondevice_trgl.processes import answer
+from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.guards import outline
+from ondevice_trgl.run.opening import chain_of, sources
+from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, FORMAT, NAMES, RECORD, WEIGHTS
+from ondevice_trgl.setup.helper import Helper, as_helper
+from ondevice_trgl.setup.requests import StageRequest
+from ondevice_trgl.workload import build_for, load_bundle
+
+Made = nn.Module | Callable[[], nn.Module]
+
+
+@contextlib.contextmanager
+def built(made: Made, data: dict[str, Source], folder: Path) -> Iterator[tuple[Chain, Callable[[], None]]]:
+    """(chain, release) of a model that is there, or is made here with its weights in a file in `folder`.
+
+    `release()` drops from memory what of the weights was touched; a model that was there stays as it is.
+    Raises UsageError, PartitionError, DataError, StorageError.
+    """
+    if isinstance(made, nn.Module):
+        yield chain_of(made, data), lambda: None
+        return
+    with weights_in_file(folder) as filed:
+        model = made()
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"the callable returned {type(model).__name__}, expected an nn.Module", hint="return the model itself"
+            )
+        filed.take(model)
+    release_code_pages()
+    with filed.dropped_as_read():
+        chain = chain_of(model, data)
+    release_code_pages()
+    yield chain, filed.release
+
+
+def stage(made: Made, data: dict[str, Source], record: RunRecord, folder: Path, *, weights: bool = True) -> Chain:
+    """Write the model's blueprint, weights and record into `folder`; returns its chain, evicted.
+
+    Without `weights` they stay where they are, in the model. Memory: of a callable's model, the tensor that is being
+    initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
+    """
+    with built(made, data, folder) as (chain, release):
+        reason = ""
+        try:
+            _write(folder / BLUEPRINT, to_blueprint(chain))
+        except NoBlueprint as error:
+            reason = error.message
+        if weights:
+            tensors = state_of(chain.model)
+            for index in range(len(chain.segments)):  # and the constants that forward uses
+                tensors |= state_of(LocalModule.of(chain, index, index + 1))
+            write_tensors(folder / WEIGHTS, tensors, written=release)
+            evict(chain.model)
+        _write(folder / NAMES, {name: list(same) for name, same in aliases_of(chain.model).items()})
+    release_memory()
+    release_code_pages()
+    values = {**record.to_dict(), "data": outline(data), "no_blueprint": reason}
+    _write(folder / RECORD, {"format": FORMAT, **values})
+    return chain
+
+
+def measure(chain: Chain, config: TrainConfig, folder: Path) -> None:
+    """Write into `folder` what the pieces of `chain` take. Memory: one piece and its activations at batch 4."""
+    _write(folder / COSTS, estimate(chain, config).to_dict())
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def _stage(request: StageRequest) -> dict[str, Any]:
+    job = request.job
+
+    def work(helper: Helper) -> None:
+        bundle = load_bundle(job.workload, job.config.seed, request.folder.parent)
+        data = sources(bundle.train, bundle.val, bundle.test)
+        subject = {
+            "description": bundle.description,
+            "digest": bundle.digest,
+            "input_shape": list(bundle.input_shape),
+            "num_classes": bundle.num_classes,
+            "samples": {name: len(split.labels) for name, split in data.items()},
+        }
+        record = RunRecord(job.config, {}, job.workload, subject, job.baseline, job.command, job.allocator)
+        chain = stage(lambda: build_for(job.workload, bundle, job.config.seed), data, record, request.folder)
+        helper.limit.set(helper.room_bytes)
+        measure(chain, job.config, request.folder)
+
+    return vars(as_helper(job.config, request.folder, request.caller_bytes, job.allocator, work))
+
+
+if __name__ == "__main__":
+    raise SystemExit(answer(lambda values: _stage(StageRequest.from_dict(values))))

@@ -1,0 +1,82 @@
+"""Stage and plan, asked of short-lived processes: what building and planning take is gone before training starts.
+
+Imports no torch: until the plan is made, the process that will train is small.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ondevice_trgl.device.host import usable_ram_bytes
+from ondevice_trgl.device.meter import process_tree_rss
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.errors import BudgetInfeasibleError, RunDirError
+from ondevice_trgl.job import Job
+from ondevice_trgl.model.names import check_model_name
+from ondevice_trgl.processes import Ask, ask
+from ondevice_trgl.run.run_dir import SCRATCH, scratch_beside
+from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took
+
+_WAITING_CODE_BYTES = 5_000_000
+"""Code that asking a child brings back into memory."""
+_MOST_TRIES = 8
+
+
+@contextlib.contextmanager
+def staging_folder(run_dir: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `run_dir`, for `RunDir.adopt` to empty. Raises RunDirError."""
+    place = scratch_beside(run_dir)
+    try:  # of this process, as a child that is killed cannot clear up
+        scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
+    except OSError as error:
+        raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
+    with scratch as folder:
+        yield Path(folder)
+
+
+def set_up(job: Job, folder: Path, ask: Ask = ask) -> None:
+    """Stage and plan `job` in `folder`. Raises TrglError.
+
+    A BudgetInfeasibleError names a budget that a plan was made for, as far as this machine has the memory to try it.
+    """
+    try:
+        _set_up(job, folder, ask)
+    except BudgetInfeasibleError as refusal:
+        raise _tried(job, refusal, ask) from refusal
+
+
+def _set_up(job: Job, folder: Path, ask: Ask) -> None:
+    check_model_name(job.workload.model)
+    release_code_pages()  # while this process waits for its children it needs next to none
+    waiting = process_tree_rss() + _WAITING_CODE_BYTES
+    staged = Took(**ask("stage", StageRequest(job, folder, waiting).to_dict()))
+    ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
+    ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=staged.peak_bytes).to_dict())
+
+
+def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasibleError:
+    """`refusal` with a budget that was tried: what lacks memory cannot tell how much more it would have taken."""
+    needed, room = refusal.smallest_feasible_budget_bytes, usable_ram_bytes()
+    for attempt in range(_MOST_TRIES):
+        if needed > room:
+            break
+        larger = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=needed))
+        try:
+            with staging_folder(job.run_dir) as folder:
+                _set_up(larger, folder, ask)
+            break
+        except BudgetInfeasibleError as more:
+            raised = needed + needed * 2**attempt // 100  # 1 %, 2 %, 4 %, ...
+            needed = -(-max(raised, more.smallest_feasible_budget_bytes) // 1_000_000) * 1_000_000
+    if needed == refusal.smallest_feasible_budget_bytes:
+        return refusal
+    tail = refusal.hint.partition(";")[2]
+    return BudgetInfeasibleError(
+        refusal.message,
+        budget_bytes=refusal.budget_bytes,
+        smallest_feasible_budget_bytes=needed,
+        hint=f"the smallest feasible budget is {needed // 1_000_000}MB{tail and ';'}{tail}",
+    )

@@ -1,0 +1,197 @@
+"""Trainer: stage, plan, train, report. It prints nothing, installs no signal handler and puts global state back.
+
+The run directory is what one step hands to the next:
+
+    stage   a model, or a callable that makes one -> blueprint, weights       setup/staging.py
+    plan    blueprint + budget -> plan.json                                   setup/planning.py, a process of its own
+    train   run directory -> trained modules, report.json                     run/session.py
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.limit import limit_for
+from ondevice_trgl.device.meter import PeakMeter, meter_for, process_tree_rss
+from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.errors import ProcessDiedError, UsageError
+from ondevice_trgl.model.store import ModuleStore, bytes_in, is_evicted, state_of
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
+from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.processes import Ask, ask
+from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.run import results
+from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.opening import Opened, open_run, sources
+from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, RunDir, read_json
+from ondevice_trgl.run.session import Session
+from ondevice_trgl.setup.helper import stated_budget
+from ondevice_trgl.setup.planning import plan_staged
+from ondevice_trgl.setup.rehearse import Rehearsals
+from ondevice_trgl.setup.requests import PlanRequest
+from ondevice_trgl.setup.staging import measure, stage
+from ondevice_trgl.setup.steps import staging_folder
+from ondevice_trgl.units import parse_size
+
+_LEAST_ROOM_BYTES = 220_000_000
+"""What a process that plans needs at least beside this one."""
+
+
+class Trainer:
+    """Trains `model` module by module inside `config.budget`.
+
+    `model` is an nn.Module or a callable that makes one: a callable's weights go to disk while it makes them, so that
+    the whole network is never in memory. `fit` takes map-style datasets of (input, label). While it runs, the
+    parameters are evicted: they hold no memory but for the module in training. `export` fills the model again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        config: TrainConfig | None = None,
+        *,
+        run_dir: str | Path = "trgl-run",
+        callbacks: Sequence[Callback] = (),
+        force: bool = False,
+        ask: Ask = ask,
+    ) -> None:
+        if not callable(model):
+            raise UsageError(
+                f"model is {type(model).__name__}, expected an nn.Module or a callable that makes one",
+                hint="Trainer(make_model) or Trainer(make_model())",
+            )
+        self.model = model
+        self.config = config or TrainConfig()
+        self.run_dir = Path(run_dir)
+        self.callbacks = tuple(callbacks)
+        self.force = force
+        self.device = device_named(self.config.device)
+        self._ask = ask
+        self._pause = threading.Event()
+        self._opened: Opened | None = None
+        self._session: Session | None = None
+
+    def request_pause(self) -> None:
+        """Checkpoint after the current step and return from `fit`. May be called from any thread."""
+        self._pause.set()
+
+    def set_budget(self, budget: str | int) -> None:
+        """Change the budget of the run that is training. May be called from any thread.
+
+        A smaller one takes effect by the next step, a larger one by the next module. Raises SizeError, and UsageError
+        where nothing is training.
+        """
+        size = parse_size(budget, what="budget")
+        if self._session is None:
+            raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
+        self._session.budget.request(size)
+
+    def plan(self, train_set: Any, val_set: Any = None, test_set: Any = None) -> Plan:
+        """What `fit` would do, without training; leaves the model as it was.
+
+        Raises BudgetInfeasibleError, PartitionError, DataError.
+        """
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+            data = sources(train_set, val_set, test_set)
+            with staging_folder(self.run_dir) as folder:
+                return self._stage_and_plan(data, folder, meter, keep=isinstance(self.model, nn.Module))[1]
+
+    def fit(
+        self,
+        train_set: Any,
+        val_set: Any = None,
+        test_set: Any = None,
+        *,
+        resume: bool = False,
+    ) -> Report:
+        """Train, and return the report, which is in the run directory too; status is completed or paused.
+
+        With `resume`, go on where the run directory stands: same model, configuration and data. Modules are chosen and
+        compared on `val_set`; without one, the last head counts as best. Raises TrglError; the run can then be resumed.
+        """
+        self._pause.clear()
+        started = time.perf_counter()
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+            data = sources(train_set, val_set, test_set)
+            opened = self._reopened(data) if resume else self._new(data, meter)
+            self._session = Session(
+                opened, data, self.callbacks, self._pause, meter, self.device, started, meter.peak_bytes()
+            )
+            try:
+                return self._session.run()
+            finally:
+                self._session, self._opened = None, opened
+
+    def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
+        RunDir.check(self.run_dir, force=self.force)
+        with staging_folder(self.run_dir) as folder:
+            chain, _ = self._stage_and_plan(data, folder, meter, keep=False)
+            RunDir.adopt(folder, self.run_dir, force=self.force)
+        return open_run(self.run_dir, data, self.config, chain)
+
+    def _reopened(self, data: dict[str, Source]) -> Opened:
+        if isinstance(self.model, nn.Module):
+            return open_run(self.run_dir, data, self.config, self.model)
+        made = None if RunDir.open(self.run_dir).has_blueprint else self.model()
+        return open_run(self.run_dir, data, self.config, made)
+
+    def _stage_and_plan(
+        self, data: dict[str, Source], folder: Path, meter: PeakMeter, *, keep: bool
+    ) -> tuple[Chain, Plan]:
+        """With `keep` the weights stay in the model, else they are in `folder` and the chain is evicted."""
+        record = RunRecord(self.config, {}, allocator="system")
+        chain = stage(self.model, data, record, folder, weights=not keep)
+        record = RunRecord.from_dict(read_json(folder / RECORD))
+        release_memory()
+        release_code_pages()
+        room = stated_budget(self.config) - process_tree_rss()
+        if not record.no_blueprint and room > _LEAST_ROOM_BYTES:
+            floor = meter.current_bytes() if meter.kind == "rss" else 0
+            held = 0 if is_evicted(chain.model) else bytes_in(state_of(chain.model).values())
+            request = PlanRequest(folder, process_tree_rss(), floor_bytes=max(0, floor - held))
+            try:
+                self._ask("plan", request.to_dict())
+                return chain, Plan.from_dict(read_json(folder / PLAN))
+            except ProcessDiedError:
+                pass  # an app may run where no second Python can be started: then the plan is made here
+        return chain, self._planned_here(chain, record, folder, meter)
+
+    def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
+        """The plan, made in this process: without a blueprint, or without room for another process."""
+        if not (folder / COSTS).is_file():
+            measure(chain, self.config, folder)
+        release_memory()
+        release_code_pages()
+        limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
+        rehearsals = Rehearsals(
+            chain, self.config, meter, limit, memo, room_bytes=stated_budget(self.config), scratch=folder
+        )
+        try:
+            floor = rehearsals.floor_bytes
+            if not is_evicted(chain.model) and meter.kind == "rss":
+                floor -= bytes_in(state_of(chain.model).values())
+            return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)
+        finally:
+            rehearsals.end()
+
+    def export(self, head: str | int = "best") -> nn.Module:
+        """The trained network in eval mode, its weights loaded: the caller's own model, or what its callable makes.
+
+        `head` is "last", "best" (by validation) or a module's index. An auxiliary head gives a network that stops
+        there. Memory: the weights of the whole network. Raises UsageError before `fit`.
+        """
+        if self._opened is None:
+            raise UsageError("nothing is trained yet", hint="call fit first")
+        partition, report = self._opened.partition, read_report(self.run_dir)
+        index = results.head_index(head, len(partition.modules), report.accuracy.best_head)
+        return results.load_network(ModuleStore(self.run_dir / "modules"), partition, self.config, index)
