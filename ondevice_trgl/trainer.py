@@ -7,6 +7,7 @@ The run directory is what one step hands to the next:
     train   run directory -> trained modules, report.json                     run/session.py
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import limit_for
 from ondevice_trgl.device.meter import PeakMeter, meter_for, process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import ProcessDiedError, UsageError
+from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
 from ondevice_trgl.model.store import ModuleStore, bytes_in, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
@@ -159,11 +160,10 @@ class Trainer:
             floor = meter.current_bytes() if meter.kind == "rss" else 0
             held = 0 if is_evicted(chain.model) else bytes_in(state_of(chain.model).values())
             request = PlanRequest(folder, process_tree_rss(), floor_bytes=max(0, floor - held))
-            try:
+            # an app may run where no second Python can be started, and two processes have less room than one
+            with contextlib.suppress(ProcessDiedError, BudgetInfeasibleError):
                 self._ask("plan", request.to_dict())
                 return chain, Plan.from_dict(read_json(folder / PLAN))
-            except ProcessDiedError:
-                pass  # an app may run where no second Python can be started: then the plan is made here
         return chain, self._planned_here(chain, record, folder, meter)
 
     def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
