@@ -1,10 +1,12 @@
 """Job: the record of what the command line was asked for, handed to whoever does it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.errors import RunDirError
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,22 @@ class Job:
             "run_dir": Path(record["run_dir"]),
         }
         return cls(**{**record, **parts})
+
+    @classmethod
+    def of_run(cls, run_dir: Path, record: Mapping[str, Any]) -> "Job":
+        """The job that made the run in `run_dir`, from its config.json. Raises RunDirError for one of the library's."""
+        workload: Mapping[str, Any] = record["workload"]
+        if "model" not in workload:
+            raise RunDirError(
+                f"{run_dir} was made by a program of its own: only that knows its model and data",
+                hint="call Trainer.fit(..., resume=True) there",
+            )
+        known = {f.name: workload[f.name] for f in fields(Workload) if f.name in workload}
+        return cls(
+            Workload(**known),
+            TrainConfig(**record["config"]),
+            run_dir,
+            baseline=workload["baseline"],
+            command=workload["command"],
+            allocator=workload["allocator"],
+        )

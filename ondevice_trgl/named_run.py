@@ -3,25 +3,17 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ondevice_trgl.baseline import measure_baseline
-from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.meter import meter_for
-from ondevice_trgl.errors import DataError, RunDirError
+from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.job import Job
-from ondevice_trgl.model.partition import group
-from ondevice_trgl.model.store import ModuleStore
-from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
-from ondevice_trgl.run import results
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import device_named, global_state_kept
 from ondevice_trgl.run.prepare import BLUEPRINT, open_run, sources
@@ -62,49 +54,11 @@ def resume(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | Non
         # without baselines: it was interrupted while those were measured
         of_a_job = "model" in report.workload
         pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
-        return _complete(_recorded(run), report) if of_a_job and pending else report
-    job = _recorded(run)
+        return _complete(Job.of_run(run_dir, run.read("config.json")), report) if of_a_job and pending else report
+    job = Job.of_run(run_dir, run.read("config.json"))
     if budget is not None:
         job = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=budget))
     return sit(job, 0, callbacks)
-
-
-def evaluate(
-    run_dir: Path, *, head: str = "best", data: str | None = None, data_root: Path | str | None = None
-) -> dict[str, Any]:
-    """See `jobs.evaluate_run`."""
-    run, report = RunDir.open(run_dir), read_report(run_dir)
-    if report.status != "completed":
-        raise RunDirError(f"{run_dir} is not finished, its status is {report.status}", hint="resume it first")
-    job = _recorded(run)
-    workload = dataclasses.replace(
-        job.workload,
-        data=job.workload.data if data is None else data,
-        data_root=job.workload.data_root if data_root is None else data_root,
-    )
-    bundle, model = load_workload(workload, job.config.seed, scratch_beside(run_dir))
-    for what, found in (("input_shape", list(bundle.input_shape)), ("num_classes", bundle.num_classes)):
-        if found != report.workload[what]:
-            raise DataError(
-                f"{workload.data} has {what.replace('_', ' ')} {found}, "
-                f"the run was trained with {report.workload[what]}",
-                hint="evaluate on data of the same shape and classes",
-            )
-    plan = Plan.from_dict(run.read("plan.json"))
-    chain = trace(model, torch.zeros(2, *bundle.input_shape))
-    partition = group(chain, plan.bounds)
-    index = results.head_index(head, plan.num_modules, report.accuracy.best_head)
-    network = results.load_network(ModuleStore(run.modules), partition, job.config, index)
-    network = results.as_trained(network, partition, index, plan.cache_dtype)
-    accuracy = results.accuracy_of(network, bundle.test, bundle.input_shape, plan.micro_batch_size)
-    same = bundle.digest == report.workload.get("digest")
-    return {
-        "accuracy": accuracy,
-        "samples": len(bundle.test),
-        "head": index,
-        "data": workload.data,
-        "matches_report": accuracy == report.modules[index].test_accuracy if same else None,
-    }
 
 
 def _complete(job: Job, report: Report) -> Report:
@@ -147,26 +101,6 @@ def _free_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _recorded(run: RunDir) -> Job:
-    """The job that a run directory was made by. Raises RunDirError for a run of the library's."""
-    record = run.read("config.json")
-    workload: Mapping[str, Any] = record["workload"]
-    if "model" not in workload:
-        raise RunDirError(
-            f"{run.path} was made by a program of its own: only that knows its model and data",
-            hint="call Trainer.fit(..., resume=True) there",
-        )
-    names = [f.name for f in dataclasses.fields(Workload)]
-    return Job(
-        Workload(**{name: workload[name] for name in names}),
-        TrainConfig(**record["config"]),
-        run.path,
-        baseline=workload["baseline"],
-        command=workload["command"],
-        allocator=workload["allocator"],
-    )
 
 
 def _check_digest(run: RunDir, data: DataBundle) -> None:

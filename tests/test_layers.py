@@ -35,6 +35,7 @@ ROOMS = (
     "export",
     "report",
     "job",
+    "evaluate",
     "named_run",
     "measuring",
     "preparation",

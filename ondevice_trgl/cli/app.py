@@ -30,7 +30,13 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
     ("plan", run_plan, TRAINING, "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("train", run_train, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
-    ("evaluate", run_evaluate, ("run", "use_head", "other_data", "data_root", *OUTPUT), "RUN --head last", "Use a run"),
+    (
+        "evaluate",
+        run_evaluate,
+        ("run", "judged_head", "other_data", "data_root", "budget", "allocator", *OUTPUT),
+        "RUN --head last",
+        "Use a run",
+    ),
     ("report", run_report, ("run", "html", "force", *OUTPUT), "RUN --html report.html", "Use a run"),
     (
         "export",

@@ -120,9 +120,11 @@ class Scheduler:
         measured.test_accuracy = swept.accuracy.get("test")
         self._note_peak(measured)
         keep = stepper.optimizer.state if lap + 1 < self.config.laps else {}
-        self._save(
-            index, {"laps_done": lap + 1, "epoch": 0, "step": 0, "measured": vars(measured)}, keep, swept.probabilities
-        )
+        position = {
+            "laps_done": lap + 1, "epoch": 0, "step": 0, "measured": vars(measured),
+            "micro_batch_size": stepper.rung.micro_batch_size,  # at which these accuracies come out again
+        }  # fmt: skip
+        self._save(index, position, keep, swept.probabilities)
         self.run.event("module_end", lap=lap, module=index, **vars(measured))
         progress.call("on_module_end")
         del stepper

@@ -14,13 +14,14 @@ from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.plan import Plan
-from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import device_named, global_state_kept
 from ondevice_trgl.run.prepare import chain_of, create_run, make_run_plan, open_run, sources
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.run.session import Session
+from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.units import parse_size
 
 
@@ -111,10 +112,12 @@ class Trainer:
         """The trained network in eval mode, its weights loaded: the caller's own model.
 
         `head` is "last", "best" (by validation) or a module's index. An auxiliary head gives a network that stops
-        there. Memory: the weights of the whole network. Raises UsageError before `fit`.
+        there. Raises UsageError before `fit`.
+
+        Memory: the caller's model is whole, so all weights up to the head, at once and beyond any budget.
+        `export.export_run` writes the same weights to a file within a megabyte.
         """
         if self._partition is None:
             raise UsageError("nothing is trained yet", hint="call fit first")
-        report = read_report(self.run_dir)
-        index = results.head_index(head, len(self._partition.modules), report.accuracy.best_head)
+        index = TrainedRun.open(self.run_dir, finished=False).head(head)
         return results.load_network(ModuleStore(self.run_dir / "modules"), self._partition, self.config, index)
