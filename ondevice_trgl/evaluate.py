@@ -1,24 +1,32 @@
 """The accuracy of a finished run, measured again from its run directory inside its budget."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ondevice_trgl.config import Workload
 from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.limit import NoLimit, limit_for
 from ondevice_trgl.device.meter import meter_for
-from ondevice_trgl.errors import DataError
+from ondevice_trgl.errors import DataError, StorageError
 from ondevice_trgl.job import Job
+from ondevice_trgl.model.blueprint import from_blueprint
+from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore, evict
+from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.evaluation import Evaluation
 from ondevice_trgl.run.guards import device_named, global_state_kept
-from ondevice_trgl.run.prepare import fresh_head, sources
+from ondevice_trgl.run.prepare import BLUEPRINT, fresh_head, sources
+from ondevice_trgl.run.run_dir import SCRATCH, RunDir
 from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.run.workload import build_for, load_bundle
 from ondevice_trgl.units import parse_size
@@ -52,11 +60,11 @@ def evaluate(
     with (
         global_state_kept(job.config.threads),
         meter_for(device) as meter,
-        trained.scratch(job.config.cache_dir) as scratch,
+        _scratch(trained.run, job.config.cache_dir) as scratch,
     ):
         bundle = load_bundle(workload, seed, scratch)
         _check_kind(workload, bundle, report)
-        chain = trained.chain(lambda: build_for(workload, bundle, seed), bundle.input_shape, scratch)
+        chain = _chain(trained.run, lambda: build_for(workload, bundle, seed), bundle.input_shape, scratch)
         partition = group(chain, plan.bounds)
         heads = [fresh_head(chain, partition, job.config, k) for k in range(plan.num_modules)]
         evict(*partition.modules, *heads)
@@ -91,3 +99,36 @@ def _check_kind(workload: Workload, bundle: DataBundle, report: Report) -> None:
                 f"the run was trained with {report.workload[what]}",
                 hint="evaluate on data of the same shape and classes",
             )
+
+
+def _chain(run: RunDir, build: Callable[[], nn.Module], in_shape: tuple[int, ...], scratch: Path) -> Chain:
+    """The network, evicted: from its blueprint or, where it has none, from `build` with its weights in a file.
+
+    Raises DamagedFileError, and what `build` raises.
+    """
+    if (run.path / BLUEPRINT).is_file():
+        return from_blueprint(run.read(BLUEPRINT))
+    with weights_in_file(scratch) as filed:
+        model = build()
+        filed.take(model)
+        with filed.dropped_as_read():
+            chain = trace(model, torch.zeros(2, *in_shape))
+    evict(model)
+    return chain
+
+
+@contextlib.contextmanager
+def _scratch(run: RunDir, cache_dir: str | Path | None) -> Iterator[Path]:
+    """A folder for the time of the context, in `cache_dir` if that is there, else in the run. Raises StorageError.
+
+    Not that of the run's own cache: two may evaluate one run at a time.
+    """
+    place = Path(cache_dir) if cache_dir is not None and Path(cache_dir).is_dir() else run.path
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
+    except OSError as error:
+        raise StorageError(
+            f"{place} cannot be written: {error.strerror}", hint="copy the run to a folder that can"
+        ) from error
+    with folder as path:
+        yield Path(path)

@@ -13,7 +13,8 @@ def export_run(run_dir: Path, *, format: str, head: str | int, output: Path, for
     """Write the trained weights of `run_dir` to `output`; returns it.
 
     state-dict: safetensors under the names of the user's own model. With an auxiliary head, the weights of the layers
-    up to it, and the head's behind the prefix `head.`. Raises UsageError, RunDirError, StorageError.
+    up to it, and the head's behind the prefix `head.`. Copied a megabyte at a time: no tensor is ever in memory whole.
+    Raises UsageError, RunDirError, StorageError.
     """
     if format not in FORMATS:
         raise UsageError(f"format {format!r} is unknown", hint=f"formats: {', '.join(FORMATS)}")

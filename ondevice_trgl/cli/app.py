@@ -41,7 +41,7 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
     (
         "export",
         run_export,
-        ("run", "use_head", "export_format", "output", "force", *OUTPUT),
+        ("run", "use_head", "export_format", "output", "force", "allocator", *OUTPUT),
         "RUN -o FILE",
         "Use a run",
     ),
