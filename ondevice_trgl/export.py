@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-from ondevice_trgl.errors import RunDirError, UsageError
+from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.tensorfile import copy_tensors, read_header
-from ondevice_trgl.plan.plan import Plan
-from ondevice_trgl.report.model import read_report
-from ondevice_trgl.run.results import head_index
-from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.trained import TrainedRun
 
 FORMATS = ("state-dict",)
 
@@ -16,22 +13,20 @@ def export_run(run_dir: Path, *, format: str, head: str | int, output: Path, for
     """Write the trained weights of `run_dir` to `output`; returns it.
 
     state-dict: safetensors under the names of the user's own model. With an auxiliary head, the weights of the layers
-    up to it, and the head's behind the prefix `head.`. Raises UsageError, RunDirError, StorageError.
+    up to it, and the head's behind the prefix `head.`. Copied a megabyte at a time: no tensor is ever in memory whole.
+    Raises UsageError, RunDirError, StorageError.
     """
     if format not in FORMATS:
         raise UsageError(f"format {format!r} is unknown", hint=f"formats: {', '.join(FORMATS)}")
-    run, report = RunDir.open(run_dir), read_report(run_dir)
-    if report.status != "completed":
-        raise RunDirError(f"{run_dir} is not finished, its status is {report.status}", hint="resume it first")
+    trained = TrainedRun.open(run_dir)
+    run, index = trained.run, trained.head(head)
     if output.is_dir():
         raise UsageError(f"{output} is a folder, expected a file", hint="choose another output")
     if output.exists() and not force:
         raise UsageError(f"{output} exists", hint="--force overwrites it")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output.absolute().parent} is no folder", hint="make it, or choose another output")
-    plan = Plan.from_dict(run.read("plan.json"))
-    index = head_index(head, plan.num_modules, report.accuracy.best_head)
-    if index == plan.num_modules - 1:
+    if index == trained.plan.num_modules - 1:
         copy_tensors(output, {name: (run.model, name) for name in read_header(run.model)[0]})
         return output
     sources = {}

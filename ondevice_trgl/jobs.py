@@ -47,13 +47,22 @@ def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: s
 
 
 def evaluate_run(
-    run_dir: Path, *, head: str = "best", data: str | None = None, data_root: Path | str | None = None
+    run_dir: Path,
+    *,
+    head: str = "best",
+    data: str | None = None,
+    data_root: Path | str | None = None,
+    budget: str | int | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a trained run on its own test set, or on that of another dataset of the same shape.
 
-    `matches_report` says whether it equals the report's figure; None where that is of other data or another head.
-    Raises RunDirError for a run that is not finished.
+    One module in memory at a time, held to `budget` or else to the run's own. `head` is "best", "last", an index, or
+    "ensemble": the mean of the class probabilities of all heads. "heads" has the accuracy of every head on the way.
+    `matches_report` says whether it equals the report's figure; None where that is of other data, or there is none.
+    Raises RunDirError for a run that is not finished, UsageError, DataError, BudgetExceededError, StorageError.
     """
-    from ondevice_trgl import named
+    ours = "torch" not in sys.modules
+    from ondevice_trgl.evaluate import evaluate
 
-    return named.evaluate(run_dir, head=head, data=data, data_root=data_root)
+    importing = own_peak_rss() if ours else 0
+    return evaluate(run_dir, importing, head=head, data=data, data_root=data_root, budget=budget)

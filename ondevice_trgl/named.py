@@ -5,32 +5,21 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ondevice_trgl.baseline import measure_baseline
-from ondevice_trgl.config import Workload
-from ondevice_trgl.data.registry import DataBundle
 from ondevice_trgl.device.meter import meter_for
-from ondevice_trgl.errors import DataError, RunDirError
-from ondevice_trgl.model.filed import weights_in_file
-from ondevice_trgl.model.partition import group
-from ondevice_trgl.model.store import ModuleStore, evict
-from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
-from ondevice_trgl.run import results
-from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import device_named, global_state_kept
-from ondevice_trgl.run.opening import chain_of, open_run, sources
+from ondevice_trgl.run.opening import network_of, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import PLAN, RECORD, REPORT, RunDir, scratch_beside
 from ondevice_trgl.run.session import Session
 from ondevice_trgl.units import format_size
-from ondevice_trgl.workload import build_for, load_bundle, load_workload
+from ondevice_trgl.workload import build_for, load_bundle
 
 
 def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None, peak_before: int) -> Report:
@@ -45,7 +34,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None
         # without baselines: it was interrupted while those were measured
         pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
         return _complete(run, record, report) if record.workload is not None and pending else report
-    workload = _named(run, record)
+    workload = record.named(run.path)
     config = record.config if budget is None else dataclasses.replace(record.config, budget=budget)
     device = device_named(config.device)
     with global_state_kept(config.threads), meter_for(device) as meter:
@@ -56,60 +45,11 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None
                 hint="start a new run, or bring the same files back",
             )
         data = sources(bundle.train, bundle.val, bundle.test)
-        chain = _built(workload, config.seed, bundle, data, run_dir) if record.no_blueprint else None
+        chain = network_of(run, lambda: build_for(workload, bundle, config.seed), bundle.input_shape, run_dir)
         opened = open_run(run_dir, data, config, chain)
         before = max(peak_before, meter.peak_bytes() if meter.kind == "rss" else 0)
         report = Session(opened, data, callbacks, threading.Event(), meter, device, started, before, frugal=True).run()
     return _complete(run, record, report)
-
-
-def _built(workload: Workload, seed: int, bundle: DataBundle, data: dict[str, Source], folder: Path) -> Chain:
-    """The chain of a network that has no blueprint, evicted."""
-    with weights_in_file(folder) as filed:
-        model = build_for(workload, bundle, seed)
-        filed.take(model)
-    chain = chain_of(model, data)
-    evict(model)
-    return chain
-
-
-def evaluate(
-    run_dir: Path, *, head: str = "best", data: str | None = None, data_root: Path | str | None = None
-) -> dict[str, Any]:
-    """See `jobs.evaluate_run`."""
-    run, report = RunDir.open(run_dir), read_report(run_dir)
-    if report.status != "completed":
-        raise RunDirError(f"{run_dir} is not finished, its status is {report.status}", hint="resume it first")
-    record = RunRecord.from_dict(run.read(RECORD))
-    named = _named(run, record)
-    workload = dataclasses.replace(
-        named,
-        data=named.data if data is None else data,
-        data_root=named.data_root if data_root is None else data_root,
-    )
-    bundle, model = load_workload(workload, record.config.seed, scratch_beside(run_dir))
-    for what, found in (("input_shape", list(bundle.input_shape)), ("num_classes", bundle.num_classes)):
-        if found != record.subject[what]:
-            raise DataError(
-                f"{workload.data} has {what.replace('_', ' ')} {found}, "
-                f"the run was trained with {record.subject[what]}",
-                hint="evaluate on data of the same shape and classes",
-            )
-    plan = Plan.from_dict(run.read(PLAN))
-    chain = trace(model, torch.zeros(2, *bundle.input_shape))
-    partition = group(chain, plan.bounds)
-    index = results.head_index(head, plan.num_modules, report.accuracy.best_head)
-    network = results.load_network(ModuleStore(run.modules), partition, record.config, index)
-    network = results.as_trained(network, partition, index, plan.cache_dtype)
-    accuracy = results.accuracy_of(network, bundle.test, bundle.input_shape, plan.micro_batch_size)
-    same = bundle.digest == record.subject["digest"]
-    return {
-        "accuracy": accuracy,
-        "samples": len(bundle.test),
-        "head": index,
-        "data": workload.data,
-        "matches_report": accuracy == report.modules[index].test_accuracy if same else None,
-    }
 
 
 def _complete(run: RunDir, record: RunRecord, report: Report) -> Report:
@@ -142,7 +82,7 @@ def _baselines(run: RunDir, record: RunRecord, report: Report) -> dict[str, Base
     return {
         name: measure_baseline(
             name,
-            _named(run, record),
+            record.named(run.path),
             record.config,
             batch_size=batch,
             scratch_dir=scratch,
@@ -156,13 +96,3 @@ def _free_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _named(run: RunDir, record: RunRecord) -> Workload:
-    """Model and data by name. Raises RunDirError for a run of the library's."""
-    if record.workload is None:
-        raise RunDirError(
-            f"{run.path} was made by a program of its own: only that knows its model and data",
-            hint="call Trainer.fit(..., resume=True) there",
-        )
-    return record.workload

@@ -27,7 +27,7 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import Ask, ask
-from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
@@ -36,6 +36,7 @@ from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, RunDir, read_json
 from ondevice_trgl.run.session import Session
+from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
 from ondevice_trgl.setup.planning import plan_staged
 from ondevice_trgl.setup.rehearse import Rehearsals
@@ -192,6 +193,5 @@ class Trainer:
         """
         if self._opened is None:
             raise UsageError("nothing is trained yet", hint="call fit first")
-        partition, report = self._opened.partition, read_report(self.run_dir)
-        index = results.head_index(head, len(partition.modules), report.accuracy.best_head)
-        return results.load_network(ModuleStore(self.run_dir / "modules"), partition, self.config, index)
+        index = TrainedRun.open(self.run_dir, finished=False).head(head)
+        return results.load_network(ModuleStore(self.run_dir / "modules"), self._opened.partition, self.config, index)

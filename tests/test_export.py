@@ -1,5 +1,7 @@
 """The weights out of a run, readable without this package."""
 
+import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.export import export_run
 from ondevice_trgl.job import Job
+from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.callbacks import Callback, RunState
@@ -84,6 +87,21 @@ def test_what_exists_needs_force(run: tuple[Path, Report], tmp_path: Path) -> No
     assert output.read_text(encoding="utf-8") == "mine"
     export_run(run[0], format="state-dict", head="last", output=output, force=True)
     assert load_file(output).keys() == fresh().state_dict().keys()
+
+
+def test_no_tensor_is_in_memory_whole(run: tuple[Path, Report], tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    large = torch.zeros(4 << 20)
+    write_tensors(copy / "model.safetensors", {"weight": large})
+    tracemalloc.start()
+    try:
+        export_run(copy, format="state-dict", head="last", output=tmp_path / "m")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(load_file(tmp_path / "m")["weight"], large)
+    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("force", [False, True])

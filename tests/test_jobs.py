@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ondevice_trgl import (
+    BudgetExceededError,
     BudgetInfeasibleError,
     Callback,
     DataError,
@@ -17,14 +19,25 @@ from ondevice_trgl import (
     RunState,
     TrainConfig,
     UsageError,
+    evaluate,
     jobs,
     named,
 )
 from ondevice_trgl.config import Workload
+from ondevice_trgl.data.registry import load_data
+from ondevice_trgl.device.limit import NoLimit
 from ondevice_trgl.errors import UnknownNameError
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, resume_job
+from ondevice_trgl.model.blueprint import from_blueprint
+from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.partition import group
+from ondevice_trgl.model.store import ModuleStore
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import BaselineReport, read_report
+from ondevice_trgl.run import evaluation
+from ondevice_trgl.run.batches import buffer_for
+from ondevice_trgl.run.budget import Budget
 from tests.asked_here import Trainer, plan_job, train_job
 from tests.report_schema import SCHEMA, conforms
 
@@ -88,12 +101,13 @@ def test_evaluate_reproduces_the_report(run: Path, head: str) -> None:
     assert result["samples"] == report.workload["samples"]["test"]
 
 
-def test_evaluate_notices_another_model_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = read_report(run)
-    wrong = dataclasses.replace(report.modules[2], test_accuracy=0.123)
-    changed = dataclasses.replace(report, modules=(*report.modules[:2], wrong))
-    monkeypatch.setattr(named, "read_report", lambda path: changed)
-    assert evaluate_run(run, head="last")["matches_report"] is False
+def test_evaluate_notices_another_report(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    record = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    record["modules"][2]["test_accuracy"] = 0.123
+    (copy / "report.json").write_text(json.dumps(record), encoding="utf-8")
+    assert evaluate_run(copy, head="last")["matches_report"] is False
 
 
 def test_evaluate_on_other_data_compares_with_nothing(run: Path) -> None:
@@ -106,6 +120,91 @@ def test_evaluate_on_other_data_compares_with_nothing(run: Path) -> None:
 def test_evaluate_refuses_data_of_another_kind(run: Path, data: str, what: str) -> None:
     with pytest.raises(DataError, match=what):
         evaluate_run(run, data=data)
+
+
+def test_evaluate_has_the_accuracy_of_every_head_on_the_way(run: Path) -> None:
+    own = [module.test_accuracy for module in read_report(run).modules]
+    assert [evaluate_run(run, head=str(k))["heads"] for k in range(3)] == [own[:1], own[:2], own]
+
+
+def test_the_ensemble_is_the_mean_of_the_probabilities_of_all_heads(run: Path) -> None:
+    result = evaluate_run(run, head="ensemble")
+    assert (result["head"], result["matches_report"]) == ("ensemble", None)
+    chain = from_blueprint(json.loads((run / "blueprint.json").read_text(encoding="utf-8")))
+    plan = Plan.from_dict(json.loads((run / "plan.json").read_text(encoding="utf-8")))
+    modules, store = group(chain, plan.bounds).modules, ModuleStore(run / "modules")
+    test = load_data(DATA).test
+    z = torch.stack([image for image, _ in test])
+    total = torch.zeros(len(test), 3)
+    with torch.no_grad():
+        for index, module in enumerate(modules):
+            head = build_head("mlp", module.out_shape, 3) if index < 2 else torch.nn.Identity()
+            store.load(index, module, head, torch.device("cpu"))
+            z = module.eval()(z)
+            total += head.eval()(z).softmax(1)
+    assert result["accuracy"] == float((total.argmax(1) == test.labels).double().mean())
+
+
+def test_evaluate_leaves_the_run_as_it_was(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    evaluate_run(run)
+    with pytest.raises(DataError):
+        evaluate_run(run, data="synthetic:1x9x9:3:60")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_without_a_blueprint_is_evaluated_with_the_model_itself(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "blueprint.json").unlink()
+    result = evaluate_run(copy, head="ensemble")
+    assert result == evaluate_run(run, head="ensemble") | {"measured_peak_bytes": result["measured_peak_bytes"]}
+    assert evaluate_run(copy)["matches_report"] is True
+
+
+def test_evaluate_measures_at_the_micro_batch_of_the_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(args[0])
+        return buffer_for(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "buffer_for", noted)
+    evaluate_run(run, head="last", budget="32GB")
+    assert sizes == [module.micro_batch_size for module in read_report(run).modules]
+
+
+def test_evaluate_is_held_to_the_budget_of_the_run_or_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    class Limit(NoLimit):
+        def set(self, budget_bytes: int) -> None:
+            held.append(budget_bytes)
+
+    monkeypatch.setattr(evaluate, "limit_for", lambda device: Limit())
+    assert evaluate_run(run)["budget_bytes"] == 64 * 10**9
+    assert set(held) == {64 * 10**9}
+    held.clear()
+    result = evaluate_run(run, budget="32GB")
+    assert set(held) == {result["budget_bytes"]} == {32 * 10**9}
+    assert 0 < result["measured_peak_bytes"] < 32 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [((ModuleStore, "load"), "loading module 0 needs more"), ((Budget, "make_room"), "takes more")]
+)
+def test_evaluate_within_too_little_names_the_way_out(
+    run: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], words: str
+) -> None:
+    def refused(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(*place, refused)
+    with pytest.raises(BudgetExceededError, match=words) as caught:
+        evaluate_run(run)
+    assert caught.value.hint == "evaluate with a larger --budget"
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("head", ["3", "-1", "middle"])

@@ -36,6 +36,7 @@ ROOMS = (
     "export",
     "report",
     "job",
+    "evaluate",
     "named",
     "setup",
     "trainer",

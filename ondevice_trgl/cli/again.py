@@ -8,6 +8,8 @@ import json
 import os
 import sys
 
+from ondevice_trgl.cli.evaluate import run_evaluate
+from ondevice_trgl.cli.export import run_export
 from ondevice_trgl.cli.guard import guarded
 from ondevice_trgl.cli.plan import run_plan
 from ondevice_trgl.cli.process import ORDER, settle
@@ -15,7 +17,13 @@ from ondevice_trgl.cli.resume import run_resume
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.train import run_train
 
-COMMANDS = {"plan": run_plan, "train": run_train, "resume": run_resume}
+COMMANDS = {
+    "plan": run_plan,
+    "train": run_train,
+    "resume": run_resume,
+    "evaluate": run_evaluate,
+    "export": run_export,
+}
 
 
 def main() -> int:

@@ -3,35 +3,54 @@
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.shell import Shell
-from ondevice_trgl.errors import UsageError
+from ondevice_trgl.cli.signals import PauseOnSignal
+from ondevice_trgl.errors import BudgetExceededError, UsageError
 from ondevice_trgl.report.table import Span, format_fraction
+from ondevice_trgl.units import format_size, parse_size
 
 
-def parse_head(text: str) -> str | int:
-    """ "best", "last" or the index of a module. Raises UsageError."""
-    if text in ("best", "last"):
+def parse_head(text: str, *more: str) -> str | int:
+    """ "best", "last", one of `more`, or the index of a module. Raises UsageError."""
+    if text in ("best", "last", *more):
         return text
     if text.isascii() and text.isdigit():
         return int(text)
     raise UsageError(
-        f"--head {text!r} is not a head", hint="best, last, or the number of a module as the report shows it"
+        f"--head {text!r} is not a head",
+        hint=f"{', '.join(('best', 'last', *more))}, or the number of a module as the report shows it",
     )
 
 
 def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
-    """Reload RUN's trained model and print its accuracy."""
-    head = str(parse_head(given["use_head"]))
+    """Print the accuracy of RUN's trained model, measured module by module inside the run's budget."""
+    head = str(parse_head(given["judged_head"], "ensemble"))
+    if given["budget"] is not None:
+        parse_size(given["budget"], what="--budget")
+    prepare_process(shell, "evaluate", given)
     from ondevice_trgl import jobs
 
-    result = jobs.evaluate_run(Path(given["run"]), head=head, data=given["other_data"], data_root=given["data_root"])
+    with PauseOnSignal():  # a signal ends it with its scratch files gone
+        result = jobs.evaluate_run(
+            Path(given["run"]),
+            head=head,
+            data=given["other_data"],
+            data_root=given["data_root"],
+            budget=given["budget"],
+        )
+    peak, budget = result["measured_peak_bytes"], result["budget_bytes"]
+    code = BudgetExceededError.exit_code if budget is not None and peak > budget else 0
     if shell.json:
         shell.record(result)
-        return 0
-    what = f"on {result['samples']:,} samples of {result['data']}, head of module {result['head']}"
+        return code
+    which = "all heads together" if result["head"] == "ensemble" else f"head of module {result['head']}"
+    what = f"on {result['samples']:,} samples of {result['data']}, {which}"
     shell.lines([(Span(f"accuracy {format_fraction(result['accuracy'])}", "title"), Span(f" {what}"))])
     if result["matches_report"] is not None:
         same = result["matches_report"]
         text = "the same as in the run's report" if same else "NOT the same as in the run's report"
         shell.lines([(Span(text, "good" if same else "bad"),)])
-    return 0
+    text = f"measured peak {format_size(peak)}" + (f" of {format_size(budget)}" if budget is not None else "")
+    shell.lines([(Span(text, "bad" if code else ""),)])
+    return code

@@ -130,6 +130,10 @@ _P = "Options"
 _declare(
     _P, "use_head", str, "--head best|last|K", "Head to use: best by validation, last, or of module K.", default="best"
 )
+_declare(
+    _P, "judged_head", str, "--head best|last|K|ensemble", "Head to judge by; ensemble: the mean of all.",
+    default="best",
+)  # fmt: skip
 _declare(_P, "html", str, "--html FILE", "Write a self-contained page instead.")
 _declare(_P, "export_format", str, "--format", "What to write.", choices=("state-dict",), default="state-dict")
 _declare(_P, "output", str, "-o --output FILE", "File to write. (default: RUN's name, in this folder)")

@@ -6,6 +6,7 @@ line's, never for an app that embeds the library.
 """
 
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -132,6 +133,7 @@ class _DlInfo(ctypes.Structure):
     )
 
 
+@functools.cache  # a limit must be lifted where there is no memory left to open them anew
 def _symbols() -> ctypes.CDLL | None:
     """The symbols of the process as it runs, preloaded libraries first."""
     if os.name != "posix":

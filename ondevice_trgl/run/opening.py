@@ -1,6 +1,7 @@
 """A run directory, opened: plan, modules and heads, none of which holds memory until the scheduler loads it."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.errors import DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
+from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
@@ -66,6 +68,22 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
         check_labels(split.labels, chain.num_outputs, name)
+    return chain
+
+
+def network_of(run: RunDir, make: Callable[[], nn.Module], in_shape: tuple[int, ...], folder: Path) -> Chain:
+    """The run's network, evicted: from its blueprint or, where it has none, from `make`, its weights in a file.
+
+    Raises DamagedFileError, and what `make` raises.
+    """
+    if run.has_blueprint:
+        return from_blueprint(run.read(BLUEPRINT))
+    with weights_in_file(folder) as filed:
+        model = make()
+        filed.take(model)
+        with filed.dropped_as_read():
+            chain = trace(model, torch.zeros(2, *in_shape))
+    evict(model)
     return chain
 
 
@@ -131,6 +149,6 @@ def _chain(run: RunDir, store: ModuleStore, data: dict[str, Source], model: nn.M
         if is_evicted(model):  # an earlier fit left the weights in the run directory
             store.load_model(model)
         return chain_of(model, data)
-    if not (run.path / BLUEPRINT).is_file():
+    if not run.has_blueprint:
         raise RunDirError(f"{run.path} has no blueprint", hint="resume it with the model")
     return from_blueprint(run.read(BLUEPRINT))

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.errors import RunDirError
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class RunRecord:
             return {}
         origin = {"seed": self.config.seed, "baseline": self.baseline, "command": self.command}
         return {**self.workload.to_dict(), **self.subject, **origin, "allocator": self.allocator}
+
+    def named(self, path: Path) -> Workload:
+        """Model and data by name. Raises RunDirError for a run, in `path`, of a program's own."""
+        if self.workload is None:
+            raise RunDirError(
+                f"{path} was made by a program of its own: only that knows its model and data",
+                hint="call Trainer.fit(..., resume=True) there",
+            )
+        return self.workload
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-ready values."""

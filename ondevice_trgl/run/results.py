@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ondevice_trgl.cache.base import DTYPES
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.meter import PeakMeter
-from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
@@ -26,7 +24,6 @@ from ondevice_trgl.report.model import (
     Report,
     SecondsReport,
 )
-from ondevice_trgl.run.batches import Source, all_rows, buffer_for
 from ondevice_trgl.run.measured import Measured
 
 CPU = torch.device("cpu")
@@ -155,42 +152,6 @@ def accuracies(store: ModuleStore, measured: Sequence[Measured], val_labels: Ten
     )
 
 
-def head_index(head: str | int, count: int, best: int | None) -> int:
-    """The module that `head` ("best", "last" or an index) names. Raises UsageError."""
-    if head == "last" or (head == "best" and best is None):
-        return count - 1
-    if head == "best":
-        assert best is not None
-        return best
-    text = str(head)
-    if not text.isdigit() or int(text) >= count:
-        raise UsageError(f"no head {head!r}: this run has heads 0 to {count - 1}", hint="or best, or last")
-    return int(text)
-
-
-class _Rounded(nn.Module):
-    """Passes a boundary on as the cache kept it."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype).to(x.dtype)
-
-
-def as_trained(network: nn.Module, partition: Partition, index: int, cache_dtype: str) -> nn.Module:
-    """`network`, as `load_network` gave it, with its boundaries rounded as they were in training and measurement."""
-    if cache_dtype == "fp32":
-        return network
-    parts: list[nn.Module] = []
-    for module in partition.modules[: index + 1]:
-        parts += [module, _Rounded(DTYPES[cache_dtype])]
-    last = index == len(partition.modules) - 1
-    tail = parts[:-1] if last else [*parts[:-1], network[-1]]  # type: ignore[index]
-    return nn.Sequential(*tail).eval()
-
-
 def load_network(store: ModuleStore, partition: Partition, config: TrainConfig, index: int) -> nn.Module:
     """The trained network up to head `index`, in eval mode; for the last, the model itself with its own classifier.
 
@@ -206,12 +167,3 @@ def load_network(store: ModuleStore, partition: Partition, config: TrainConfig, 
         return partition.chain.model.eval()
     assert head is not None
     return nn.Sequential(*partition.modules[: index + 1], head).eval()
-
-
-@torch.no_grad()
-def accuracy_of(network: nn.Module, source: Source, in_shape: tuple[int, ...], batch: int) -> float:
-    """Share of `source` that `network` classifies right, `batch` samples at a time."""
-    correct = 0
-    for z, labels, _, count in all_rows(source, buffer_for(batch, in_shape, torch.float32)):
-        correct += int((network(z)[:count].argmax(1) == labels).sum())
-    return correct / len(source.labels)

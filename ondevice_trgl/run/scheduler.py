@@ -125,7 +125,9 @@ class Scheduler:
         measured.test_accuracy = swept.accuracy.get("test")
         self._note_peak(measured)
         keep = stepper.optimizer.state if lap + 1 < self.config.laps else {}
-        self._save(index, Position(laps_done=lap + 1, measured=measured), keep, swept.probabilities)
+        # at this rung's micro-batch the accuracies come out again
+        position = Position(laps_done=lap + 1, measured=measured, rung=stepper.rung)
+        self._save(index, position, keep, swept.probabilities)
         self.run.event("module_end", lap=lap, module=index, **vars(measured))
         progress.call("on_module_end")
         del stepper
@@ -139,7 +141,7 @@ class Scheduler:
         """The module as it stands at `position`, on the highest rung that the budget allows, or where it was."""
         ladder, module, config = self.plan.ladders[index], self.partition.modules[index], self.config
         rung = rung_within(ladder, self.budget.bytes)
-        for lower in (self._lowest.get(index), position.rung):
+        for lower in (self._lowest.get(index), position.rung if position.epoch or position.step else None):
             if lower in ladder:
                 rung = ladder[max(ladder.index(rung), ladder.index(lower))]
         optimizer = Optimizer(

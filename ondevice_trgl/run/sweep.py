@@ -17,7 +17,10 @@ from ondevice_trgl.trgl.step import Objective
 
 @dataclass(frozen=True)
 class Swept:
-    """Accuracy by split, and the class probabilities of the validation samples, (rows, classes) as "probabilities"."""
+    """Accuracy by split, and the class probabilities of the split that was to be kept.
+
+    These are (rows, classes), as "probabilities".
+    """
 
     accuracy: dict[str, float]
     probabilities: dict[str, Tensor]
@@ -33,10 +36,12 @@ def sweep(
     budget: Budget,
     *,
     write: bool,
+    keep: str | None = "val",
 ) -> Swept:
     """Pass every split of the boundary that is read through `module` and its head, in eval mode, without gradients.
 
-    With `write`, the module's own boundary is cached. Raises NonFiniteError, StorageError, BudgetExceededError.
+    With `write`, the module's own boundary is cached; of the split `keep` the class probabilities are returned.
+    Raises NonFiniteError, StorageError, BudgetExceededError.
     """
     objective.train_mode(False)
     accuracy: dict[str, float] = {}
@@ -54,7 +59,7 @@ def sweep(
             if not bool(torch.isfinite(logits).all()):
                 raise _not_finite(boundaries.index, module.label, split, z[:count], start)
             correct += int((logits.argmax(1) == labels).sum())
-            if split == "val":
+            if split == keep:
                 kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
                 kept["probabilities"][start : start + count] = logits.softmax(1)
             if write:

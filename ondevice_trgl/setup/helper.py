@@ -14,8 +14,7 @@ from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, ConfigError
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
 from ondevice_trgl.run.guards import device_named
-from ondevice_trgl.setup.requests import Took
-from ondevice_trgl.units import format_size
+from ondevice_trgl.setup.requests import Took, too_large
 
 
 class Lifetime(PeakMeter):
@@ -77,6 +76,8 @@ def as_helper(
         lifetime = Lifetime(meter, caller_bytes)
         limit = limit_for(torch.device("cpu")) if meter.kind == "rss" else NoLimit()
         helper = Helper(config, folder, caller_bytes, lifetime, limit, Memo(memo_folder(), **circumstances()))
+        if meter.kind == "rss" and meter.current_bytes() > helper.room_bytes:
+            raise too_large(budget, lifetime.highest_bytes())  # under a limit below that it could not even say so
         limit.set(helper.room_bytes)
         try:
             work(helper)
@@ -93,15 +94,3 @@ def as_helper(
         if lifetime.highest_bytes() > budget:
             raise too_large(budget, lifetime.highest_bytes())
         return Took(lifetime.highest_bytes())
-
-
-def too_large(budget: int, peak: int) -> BudgetInfeasibleError:
-    """The refusal of a budget that setting a run up does not fit into; `peak` is what was reached."""
-    needed = -(-max(peak, budget) * 103 // 100 // 1_000_000) * 1_000_000
-    return BudgetInfeasibleError(
-        f"nothing fits the budget of {format_size(budget)}: building and planning took {format_size(peak)} and were "
-        "not done",
-        budget_bytes=budget,
-        smallest_feasible_budget_bytes=needed,
-        hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more",
-    )

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.errors import BudgetInfeasibleError
 from ondevice_trgl.job import Job
+from ondevice_trgl.units import format_size
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,15 @@ class Took:
 
     peak_bytes: int
     """Highest of the process and its callers together; 0 where the memory of a device is metered."""
+
+
+def too_large(budget: int, peak: int) -> BudgetInfeasibleError:
+    """The refusal of a budget that setting a run up does not fit into; `peak` is what was reached."""
+    needed = -(-max(peak, budget) * 103 // 100 // 1_000_000) * 1_000_000
+    return BudgetInfeasibleError(
+        f"nothing fits the budget of {format_size(budget)}: building and planning took {format_size(peak)} and were "
+        "not done",
+        budget_bytes=budget,
+        smallest_feasible_budget_bytes=needed,
+        hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more",
+    )

@@ -13,16 +13,18 @@ from pathlib import Path
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.meter import process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import BudgetInfeasibleError, RunDirError
+from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
 from ondevice_trgl.processes import Ask, ask
 from ondevice_trgl.run.run_dir import SCRATCH, scratch_beside
-from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took
+from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
 
 _WAITING_CODE_BYTES = 5_000_000
 """Code that asking a child brings back into memory."""
 _MOST_TRIES = 8
+_LACKING = ("MemoryError", "allocat", "bad_alloc")
+"""What the last words of a process are that was refused memory."""
 
 
 @contextlib.contextmanager
@@ -52,9 +54,15 @@ def _set_up(job: Job, folder: Path, ask: Ask) -> None:
     check_model_name(job.workload.model)
     release_code_pages()  # while this process waits for its children it needs next to none
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
-    staged = Took(**ask("stage", StageRequest(job, folder, waiting).to_dict()))
-    ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
-    ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=staged.peak_bytes).to_dict())
+    try:
+        staged = Took(**ask("stage", StageRequest(job, folder, waiting).to_dict()))
+        ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
+        ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=staged.peak_bytes).to_dict())
+    except ProcessDiedError as died:
+        said = "".join(getattr(died, "__notes__", ()))
+        if job.config.budget_bytes is None or not any(word in said for word in _LACKING):
+            raise
+        raise too_large(job.config.budget_bytes, 0) from died  # so little memory that it could not even say so
 
 
 def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasibleError:

@@ -29,6 +29,7 @@ class Jobs(ModuleType):
         self.calls: list[str] = []
         self.arguments: list[Any] = []
         self.error: BaseException | None = None
+        self.peak_bytes = 400 << 20
         self.train: Callable[[tuple[Callback, ...]], None] = lambda callbacks: None
 
     def _result(self, call: str) -> Report:
@@ -56,7 +57,10 @@ class Jobs(ModuleType):
     def evaluate_run(self, run_dir: Path, **given: Any) -> dict[str, Any]:
         self.arguments.append((run_dir, given))
         self._result("evaluate")
-        return {"accuracy": 0.8725, "samples": 1234, "head": 4, "data": "digits", "matches_report": True}
+        head: int | str = "ensemble" if given["head"] == "ensemble" else 4
+        same = None if head == "ensemble" else True
+        sizes = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
+        return {"accuracy": 0.8725, "samples": 1234, "head": head, "data": "digits", "matches_report": same, **sizes}
 
 
 @dataclasses.dataclass

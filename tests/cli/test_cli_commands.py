@@ -161,7 +161,9 @@ def test_a_paused_run_says_how_to_go_on(cli: Cli, jobs: Jobs, report: Report) ->
         (("resume",), ("RUN",)),
         (("profiles",), ("command",)),
         (("evaluate", "r", "--head", "first"), ("'first'", "best, last")),
-        (("evaluate", "r", "--head", "-1"), ("'-1'", "best, last")),
+        (("evaluate", "r", "--head", "-1"), ("'-1'", "best, last, ensemble")),
+        (("evaluate", "r", "-b", "2XB"), ("2XB", "--budget")),
+        (("export", "r", "--head", "ensemble"), ("'ensemble'", "best, last, or")),
     ],
 )
 def test_bad_usage_names_the_way_out(cli: Cli, jobs: Jobs, argv: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -175,13 +177,29 @@ def test_bad_usage_names_the_way_out(cli: Cli, jobs: Jobs, argv: tuple[str, ...]
 
 
 def test_evaluate(cli: Cli, jobs: Jobs) -> None:
-    result = cli("evaluate", "runs/r", "--head", "3", "--data", "digits", "--data-root", "d")
-    assert jobs.arguments == [(Path("runs/r"), {"head": "3", "data": "digits", "data_root": "d"})]
-    assert result.out == (
-        "accuracy 87.2% on 1,234 samples of digits, head of module 4\nthe same as in the run's report\n"
-    )
+    result = cli("evaluate", "runs/r", "--head", "3", "--data", "digits", "--data-root", "d", "-b", "1GB")
+    assert jobs.arguments == [(Path("runs/r"), {"head": "3", "data": "digits", "data_root": "d", "budget": "1GB"})]
+    assert result.code == 0
+    assert result.out.splitlines() == [
+        "accuracy 87.2% on 1,234 samples of digits, head of module 4",
+        "the same as in the run's report",
+        "measured peak 400 MiB of 572 MiB",
+    ]
     assert cli("evaluate", "runs/r", "--json").json["accuracy"] == 0.8725
-    assert jobs.arguments[-1] == (Path("runs/r"), {"head": "best", "data": None, "data_root": None})
+    assert jobs.arguments[-1] == (Path("runs/r"), {"head": "best", "data": None, "data_root": None, "budget": None})
+
+
+def test_evaluate_with_all_heads_has_no_figure_to_compare_with(cli: Cli, jobs: Jobs) -> None:
+    assert cli("evaluate", "runs/r", "--head", "ensemble").out.splitlines() == [
+        "accuracy 87.2% on 1,234 samples of digits, all heads together",
+        "measured peak 400 MiB of 572 MiB",
+    ]
+
+
+def test_evaluate_over_the_budget_ends_with_the_same_code_as_training(cli: Cli, jobs: Jobs) -> None:
+    jobs.peak_bytes = 601_000_000
+    assert cli("evaluate", "runs/r").code == 4
+    assert cli("evaluate", "runs/r", "--json").code == 4
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])

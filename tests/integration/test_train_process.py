@@ -97,6 +97,16 @@ def test_evaluate_reproduces_the_accuracy(trained: tuple[Path, Done]) -> None:
     result = record(trgl("evaluate", "run", "--json", cwd=folder))
     assert result["matches_report"] is True
     assert result["accuracy"] == record(done)["accuracy"]["test"]
+    assert result["measured_peak_bytes"] <= result["budget_bytes"] == record(done)["budget_bytes"]
+    assert {path.name for path in (folder / "run").iterdir() if path.name.startswith((".", "cache"))} == set()
+
+
+def test_export_copies_the_trained_weights(trained: tuple[Path, Done]) -> None:
+    folder, _ = trained
+    result = record(trgl("export", "run", "--head", "last", "-o", "../weights.safetensors", "--json", cwd=folder))
+    written = folder.parent / "weights.safetensors"
+    assert (result["path"], result["bytes"]) == ("../weights.safetensors", written.stat().st_size)
+    assert written.read_bytes() == (folder / "run" / "model.safetensors").read_bytes()
 
 
 def test_a_foreign_folder_is_not_replaced_even_by_force(tmp_path: Path) -> None:

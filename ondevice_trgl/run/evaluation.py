@@ -1,0 +1,113 @@
+"""A trained network over a test set, one module in memory at a time, as it was measured while it trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.errors import BudgetExceededError
+from ondevice_trgl.model.partition import Partition
+from ondevice_trgl.model.store import ModuleStore, evict
+from ondevice_trgl.plan.plan import Plan, rung_within
+from ondevice_trgl.run.batches import Source, buffer_for
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.position import Position
+from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.sweep import Swept, sweep
+from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.units import format_size
+
+_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the samples that were got right."""
+
+    heads: tuple[float, ...]
+    """Of each head up to the last that was asked for."""
+    ensemble: float | None = None
+    """By the mean of the class probabilities of all those heads."""
+
+
+@dataclass
+class Evaluation:
+    """Passes `source` through the modules of a run; `folder` takes the boundaries, two of which stand at a time.
+
+    `partition` and `heads` are evicted, and are so again afterwards. The last module ends in the model's classifier.
+    """
+
+    partition: Partition
+    heads: Sequence[nn.Module | None]
+    plan: Plan
+    store: ModuleStore
+    source: Source
+    folder: Path
+    device: torch.device
+    budget: Budget
+
+    def run(self, last: int, *, ensemble: bool = False) -> Accuracy:
+        """The accuracy of every head up to that of module `last`; modules behind it are not looked at.
+
+        Memory: one module with its head and one micro-batch; with `ensemble`, two tensors (rows, classes) beside.
+        Raises BudgetExceededError, StorageError, DamagedFileError, NonFiniteError.
+        """
+        boundaries = Boundaries({_SPLIT: self.source}, "disk", self.plan.cache_dtype, self.folder)
+        try:
+            self.budget.start(self.plan.floor_bytes)
+            return self._through(last, boundaries, ensemble)
+        except Exception as error:
+            self.budget.end()  # wording takes memory too
+            if not lacks_memory(error):
+                raise
+            message = f"the budget of {format_size(self.budget.bytes)} cannot be held: evaluating takes more"
+            if isinstance(error, BudgetExceededError):
+                message = error.message
+            raise BudgetExceededError(message, hint="evaluate with a larger --budget") from error
+        finally:
+            self.budget.end()
+            boundaries.close()
+            evict(*self.partition.modules, *self.heads)
+            release_memory()
+
+    def _through(self, last: int, boundaries: Boundaries, ensemble: bool) -> Accuracy:
+        accuracies: list[float] = []
+        total: Tensor | None = None
+        labels = self.source.labels
+        for index in range(last + 1):
+            self.budget.make_room()
+            swept = self._sweep(index, boundaries, write=index < last, keep=_SPLIT if ensemble else None)
+            evict(self.partition.modules[index], self.heads[index])
+            release_memory()
+            accuracies.append(swept.accuracy[_SPLIT])
+            if ensemble:
+                own = swept.probabilities["probabilities"]
+                total = own if total is None else total.add_(own)
+            if index < last:
+                boundaries.advance()
+        right = None if total is None else int((total.argmax(1) == labels).sum()) / len(labels)
+        return Accuracy(tuple(accuracies), right)
+
+    def _sweep(self, index: int, boundaries: Boundaries, *, write: bool, keep: str | None) -> Swept:
+        module, head, budget = self.partition.modules[index], self.heads[index], self.budget
+        budget.attempt(lambda: self.store.load(index, module, head, self.device), f"loading module {index}")
+        objective = Objective(module, head, tau=None, transport="", transport_norm="", label_smoothing=0.0)
+        progress = Progress(
+            run_dir=self.folder, budget_bytes=budget.bytes, laps=1, num_modules=index + 1, epochs=1, steps=1,
+            callbacks=(),
+        )  # fmt: skip
+        return sweep(
+            objective, self._buffer(index), boundaries, progress, module, self.device, budget, write=write, keep=keep
+        )
+
+    def _buffer(self, index: int) -> Tensor:
+        """An input buffer as large as the one with which the report's accuracy was measured."""
+        rung = rung_within(self.plan.ladders[index], self.budget.bytes)
+        swept_at = Position.from_dict(self.store.position(index)).rung or rung
+        dtype = self.partition.chain.in_dtype if index == 0 else torch.float32
+        return buffer_for(swept_at.micro_batch_size, self.partition.modules[index].in_shape, dtype)
