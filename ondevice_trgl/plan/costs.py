@@ -58,8 +58,6 @@ class Cost:
 
     parameters: int
     buffers: int
-    sizes: tuple[int, ...]
-    """Of its parameters, in the order of the update."""
     saved: Affine
     """Alive behind the forward pass for its own backward pass."""
     output: Affine
@@ -136,10 +134,7 @@ class Costs:
             else:
                 alive += part.saved(micro_batch)
                 passed = part.output(micro_batch)
-        for size in (size for part in parts for size in part.sizes):  # the update drops one gradient after the other
-            peak = max(peak, parameters + Optimizer.update_bytes(self.optimizer, size))
-            parameters -= size
-        return int(resident + peak)
+        return int(resident + max(peak, parameters))  # the update holds every gradient, and nothing of its own
 
 
 def _cost(record: dict[str, Any]) -> Cost:
@@ -148,4 +143,4 @@ def _cost(record: dict[str, Any]) -> Cost:
         name: Envelope(tuple(Affine(**line) for line in record[name]["lines"]))
         for name in ("forward_peak", "backward_peak", "entry_peak")
     }
-    return Cost(**{**record, **lines, **peaks, "sizes": tuple(record["sizes"])})
+    return Cost(**{**record, **lines, **peaks})

@@ -106,12 +106,11 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
     module.train()
     small, large = (_once(module, run, (batch, *shape), dtype, inner=True) for batch in (SMALL, LARGE))
     first = [_once(module, run, (batch, *shape), dtype, inner=False).backward for batch in (SMALL, LARGE)]
-    sizes = [p.numel() * p.element_size() for p in module.parameters()]
+    parameters = sum(p.numel() * p.element_size() for p in module.parameters())
     total = sum(t.numel() * t.element_size() for t in state_of(module).values())
     return Cost(
-        parameters=sum(sizes),
-        buffers=total - sum(sizes),
-        sizes=tuple(sizes),
+        parameters=parameters,
+        buffers=total - parameters,
         saved=Affine.through(small.saved, large.saved),
         output=Affine.through(small.output, large.output),
         keeps_input=large.keeps_input,

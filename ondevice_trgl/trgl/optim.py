@@ -1,13 +1,19 @@
-"""SGD and AdamW over torch's functional forms: constructing a `torch.optim` class imports torch._dynamo (+73 MB).
+"""SGD and AdamW over torch's fused kernels: constructing a `torch.optim` class imports torch._dynamo (+73 MB).
 
-Parameters are updated one at a time and each gradient is dropped as soon as it is used, so that the update holds at
-most one parameter's worth of temporaries.
+Parameters are updated one at a time, in one pass over memory and without temporaries, and each gradient is dropped as
+soon as it is used. What the kernels cannot take (complex numbers, a gradient of another dtype or memory order than its
+parameter, a device that is neither CPU nor CUDA) goes through torch's functional forms: AdamW then holds up to two
+temporaries of that parameter's size, which no plan counts.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DEVICES = ("cpu", "cuda")
+_ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 class Optimizer:
@@ -27,65 +33,59 @@ class Optimizer:
             if self.kind == "adamw" and f"mean.{name}" not in self.state:
                 self.state[f"mean.{name}"] = torch.zeros_like(parameter)
                 self.state[f"square.{name}"] = torch.zeros_like(parameter)
-                self.state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32)
+                self.state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             elif self.kind == "sgd" and self.momentum and f"momentum.{name}" not in self.state:
                 self.state[f"momentum.{name}"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient, then drop that gradient.
+        """Update every parameter that has a gradient, in place, then drop that gradient.
 
-        Where memory for a parameter is lacking, this raises with that parameter and those behind it as they were, their
-        gradients kept: a second call goes on there.
+        Where memory for a parameter is lacking, which the fused kernels never need, this raises with those behind it as
+        they were, their gradients kept: a second call goes on with the one that it stopped at.
         """
         self.allocate()
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
             if gradient is None:
                 continue
-            if self.kind == "adamw":
-                _reserve(parameter)
-            parameter.grad = None
             decay = self.weight_decay if parameter.ndim >= 2 else 0.0
             if self.kind == "sgd":
                 self._sgd(name, parameter, gradient, lr, decay)
             else:
                 self._adamw(name, parameter, gradient, lr, decay)
+            parameter.grad = None
 
     def _sgd(self, name: str, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
+        state = [self.state[f"momentum.{name}"]] if self.momentum else []
+        if _is_fusable(parameter, gradient, *state):
+            torch._fused_sgd_(
+                [parameter], [gradient], state,
+                lr=lr, momentum=self.momentum, weight_decay=decay,
+                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
         if decay:
             gradient.add_(parameter, alpha=decay)  # in place: the functional form would hold a copy
-        buffers = [self.state.get(f"momentum.{name}")]
         sgd(
-            [parameter],
-            [gradient],
-            buffers,
-            foreach=False,
-            weight_decay=0.0,
-            momentum=self.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+            [parameter], [gradient], [*state] or [None],
+            lr=lr, momentum=self.momentum, weight_decay=0.0,
+            dampening=0.0, nesterov=False, maximize=False, foreach=False,
+        )  # fmt: skip
 
     def _adamw(self, name: str, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
+        mean, square, steps = (self.state[f"{what}.{name}"] for what in ("mean", "square", "steps"))
+        if _is_fusable(parameter, gradient, mean, square):
+            steps.add_(1)
+            torch._fused_adamw_(
+                [parameter], [gradient], [mean], [square], [], [steps],
+                lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
         adamw(
-            [parameter],
-            [gradient],
-            [self.state[f"mean.{name}"]],
-            [self.state[f"square.{name}"]],
-            [],
-            [self.state[f"steps.{name}"]],
-            foreach=False,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=lr,
-            weight_decay=decay,
-            eps=1e-8,
-            maximize=False,
-        )
+            [parameter], [gradient], [mean], [square], [], [steps],
+            lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False, foreach=False,
+        )  # fmt: skip
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over `state` as it was saved."""
@@ -97,17 +97,13 @@ class Optimizer:
             parameter.grad = None
 
     @staticmethod
-    def update_bytes(kind: str, parameter_bytes: int) -> int:
-        """Bytes of temporaries while one parameter of `parameter_bytes` is updated."""
-        return {"sgd": 0, "adamw": 2 * parameter_bytes}[kind]
-
-    @staticmethod
     def state_bytes(kind: str, parameter_bytes: int, momentum: float) -> int:
         """Bytes of state that `kind` keeps for parameters of `parameter_bytes`."""
         return {"sgd": parameter_bytes if momentum else 0, "adamw": 2 * parameter_bytes}[kind]
 
 
-def _reserve(parameter: Tensor) -> None:
-    """Take the memory of an update's temporaries and give it back: if it is lacking, then before anything changes."""
-    taken = [torch.empty_like(parameter) for _ in range(2)]
-    del taken
+def _is_fusable(*tensors: Tensor) -> bool:
+    """Whether the fused kernels can walk these side by side: they take memory as it lies, and check no strides."""
+    return (
+        all(t.dtype in _DTYPES and t.dtype == tensors[0].dtype and t.device.type in _DEVICES for t in tensors)
+    ) and any(all(t.is_contiguous(memory_format=order) for t in tensors) for order in _ORDERS)
