@@ -10,6 +10,7 @@ within it. A limit holds for the whole process, other threads included. `lift` p
 """
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,15 @@ def lacks_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def refused_bytes(error: BaseException | None) -> int:
+    """How much was asked for when memory was refused; 0 where `error`, and what it came from, do not say."""
+    while error is not None:
+        if asked := re.search(r"tried to allocate (\d+) bytes", str(error)):
+            return int(asked[1])
+        error = error.__cause__
+    return 0
 
 
 class Leftovers:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import even_bounds, group
-from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.store import evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.plan.costs import Affine, Envelope
@@ -121,6 +121,46 @@ def test_estimating_leaves_the_network_and_the_generator_untouched(training: boo
     assert torch.equal(gradient, torch.full((6, 6), 3.0))
     assert all(p.grad is None for name, p in model.named_parameters() if name != "a.weight")
     assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+@pytest.mark.parametrize("name", ["resnet-preact-3x16", "mobilenet_v2"])
+def test_what_there_is_no_room_for_is_foretold_to_the_byte_without_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, config = chain_of(name), TrainConfig()
+    real = estimate(chain, config)
+    evict(chain.model)
+    asked: list[int] = []
+
+    def no_memory(*modules: nn.Module | None) -> None:
+        raise AssertionError("it was given memory")
+
+    monkeypatch.setattr("ondevice_trgl.plan.estimate._fits", lambda size: asked.append(size))
+    monkeypatch.setattr("ondevice_trgl.plan.estimate.fill_with_noise", no_memory)
+    foretold = estimate(chain, config)
+    assert max(asked) > 2 * max(cost.parameters for cost in real.segments)
+    assert is_evicted(chain.model)
+    length = len(chain.segments)
+    for start, stop in [(0, length), *((i, i + 1) for i in range(length))]:
+        for micro in (2, 32):
+            sizes = [costs.module_bytes(start, stop, micro, accumulate=False) for costs in (real, foretold)]
+            assert sizes[0] == sizes[1]
+
+
+class Stubborn(nn.Module):
+    """Makes a tensor in memory, whatever device it is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(1, device="cpu").expand(6)
+
+
+def test_what_cannot_be_foretold_without_memory_is_given_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = trace(nn.Sequential(nn.Linear(6, 6), Stubborn(), nn.Linear(6, 3)), torch.randn(2, 6))
+    real = estimate(chain, TrainConfig())
+    evict(chain.model)
+    monkeypatch.setattr("ondevice_trgl.plan.estimate._fits", lambda size: False)
+    assert estimate(chain, TrainConfig()) == real
+    assert is_evicted(chain.model)
 
 
 def test_bytes_grow_with_the_batch_and_with_the_module() -> None:
