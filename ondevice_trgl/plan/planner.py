@@ -16,6 +16,7 @@ from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.batchnorm import has_batch_norm
 from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.plan import Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Level, Measured, Predictor
@@ -131,6 +132,12 @@ class Planner:
         peak = self.floor + self.predictor.above(start, stop, level) + self.beside
         return Rung(level.micro, level.checkpointed, peak, known is not None and known.is_direct)
 
+    def breakdown(self, start: int, stop: int, rung: Rung) -> Breakdown:
+        """What the bytes of the peak of these segments on `rung` are for."""
+        tensors = self.predictor.tensors(start, stop, Level(rung.micro_batch_size, rung.checkpointed))
+        tensors = dataclasses.replace(tensors, activations=tensors.activations + self.beside)
+        return tensors.with_total(rung.peak_bytes, floor=self.floor)
+
     def ladder(self, start: int, stop: int) -> tuple[Rung, ...]:
         """The ways to train these segments as one module: in the order of preference, each taking less memory."""
         rungs: list[Rung] = []
@@ -202,5 +209,9 @@ class Planner:
             cache_bytes=self.cache_bytes(chosen, dtype),
             end_to_end_bytes=whole,
             reasons=(),
+            breakdowns=tuple(
+                tuple(self.breakdown(a, b, rung) for rung in ladder)
+                for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)
+            ),
         )
         return reasons_for(plan, self.config, self.train_rows, exact=self.exact)

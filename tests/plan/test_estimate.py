@@ -198,3 +198,20 @@ def test_an_envelope_is_the_largest_line_at_every_batch() -> None:
     for batch in (0, 1, 2, 4, 9, 50):
         assert envelope(batch) == max(Affine.through(a, b)(batch) for a, b in lines)
     assert Envelope.through([1, 5], [9]).lines == (Affine.through(5, 9),)
+
+
+def test_gradients_are_those_alive_when_the_sum_is_largest() -> None:
+    """At a tiny batch the update decides, and holds every gradient; at a large one activations do."""
+    chain = chain_of("resnet-small")
+    costs, length = estimate(chain, TrainConfig(head="pooled-linear")), len(chain.segments)
+    weights = sum(cost.parameters for cost in costs.segments)
+    small, large = (costs.tensors(0, length, micro, accumulate=False) for micro in (1, 256))
+    assert small.gradients > 0.9 * weights
+    assert large.gradients < 0.1 * weights
+    assert large.activations > 100 * small.activations
+    again = costs.tensors(0, length, 256, accumulate=True)
+    assert again.gradients >= weights
+    first = costs.tensors(0, 2, 64, accumulate=True)
+    head = costs.heads[1]
+    assert head is not None
+    assert first.head >= 3 * head.parameters

@@ -259,3 +259,39 @@ def test_weights_have_nothing_taken_beside_them() -> None:
         make_plan(chain, costs, TrainConfig(), budget_bytes=1, floor_bytes=0, rows=ROWS, train_rows=TRAIN_ROWS)
     three = 3 * 4 * 3000 * 3001
     assert three + CODE_BYTES < caught.value.smallest_feasible_budget_bytes < 1.03 * three + CODE_BYTES
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": "memory"}, {"optimizer": "adamw", "modules": 2}], ids=str)
+@pytest.mark.parametrize("budget", [GENEROUS, FLOOR + 70_000_000])
+def test_the_bytes_of_every_rung_are_accounted_for(budget: int, settings: dict[str, Any]) -> None:
+    try:
+        made = plan(budget, **settings)
+    except BudgetInfeasibleError as refused:
+        made = plan(refused.smallest_feasible_budget_bytes, **settings)
+    for ladder, breakdowns in zip(made.ladders, made.breakdowns, strict=True):
+        assert [rung.peak_bytes for rung in ladder] == [one.total for one in breakdowns]
+        assert all(min(vars(one).values()) >= 0 and one.floor == FLOOR for one in breakdowns)
+    assert [one.total for one in made.predicted_breakdowns] == list(made.predicted_peak_bytes)
+    assert all(one.head > 0 for one in made.predicted_breakdowns[:-1])
+    assert made.predicted_breakdowns[-1].head == 0
+    whole = plan(GENEROUS, **{**settings, "modules": 1}).predicted_breakdowns[0]
+    chain, _ = work(optimizer=str(settings.get("optimizer", "sgd")))
+    parameters = 4 * sum(p.numel() for p in chain.model.parameters())
+    assert whole.weights >= parameters
+    assert whole.optimizer == parameters * (2 if settings.get("optimizer") == "adamw" else 1)
+    assert 0 <= whole.gradients <= parameters
+
+
+def test_the_bytes_of_a_plan_from_before_they_were_kept_are_not_known() -> None:
+    record = plan(GENEROUS).to_dict()
+    del record["breakdowns"]
+    assert Plan.from_dict(record).predicted_breakdowns == ()
+
+
+def test_a_measured_peak_below_its_tensors_is_accounted_for_too() -> None:
+    before = learned({})
+    start, stop = before.bounds[:2]
+    rehearsed = Rehearsed(before.predicted_breakdowns[0].activations // 2)
+    after = learned({(start, stop, before.batch_size, False): rehearsed})
+    assert after.predicted_breakdowns[0].total == FLOOR + rehearsed.above_bytes
+    assert after.predicted_breakdowns[0].scratch == 0
