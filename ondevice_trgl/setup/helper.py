@@ -88,6 +88,7 @@ def as_helper(
         except Exception as error:
             if not lacks_memory(error):
                 raise
+            limit.lift()  # saying what happened takes memory too
             raise too_large(budget, lifetime.highest_bytes() + refused_bytes(error)) from error
         finally:
             limit.lift()

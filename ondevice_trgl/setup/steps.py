@@ -5,6 +5,7 @@ Imports no torch: until the plan is made, the process that will train is small.
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -77,8 +78,11 @@ def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasib
             with staging_folder(job.run_dir) as folder:
                 _set_up(larger, folder, ask)
             break
-        except BudgetInfeasibleError as more:
-            named, raised = more.smallest_feasible_budget_bytes, needed + needed * percent // 100
+        except (BudgetInfeasibleError, ProcessDiedError) as more:
+            if isinstance(more, ProcessDiedError) and more.returncode != -signal.SIGSEGV:
+                raise  # C code that is refused its last bytes may end like that, when less was refused in words
+            named = more.smallest_feasible_budget_bytes if isinstance(more, BudgetInfeasibleError) else needed
+            raised = needed + needed * percent // 100
             # 1 %, 2 %, 4 %, ... as long as what is named is hardly more than what was tried
             percent = 1 if named > needed * 21 // 20 else 2 * percent
             needed = -(-max(raised, named) // 1_000_000) * 1_000_000
