@@ -6,7 +6,8 @@ from ondevice_trgl.cli.present import show
 from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
 from ondevice_trgl.cli.shell import Shell
-from ondevice_trgl.report.table import plain
+from ondevice_trgl.report.table import plain, table_lines
+from ondevice_trgl.report.text import breakdown_table
 
 
 def run_plan(shell: Shell, given: dict[str, Any]) -> int:
@@ -24,4 +25,6 @@ def run_plan(shell: Shell, given: dict[str, Any]) -> int:
     if not shell.json and settings:
         shell.lines([*settings, ()])
     show(shell, report)
+    if shell.verbose and not shell.json:
+        shell.lines([(), *table_lines(breakdown_table(report), shell.width)])
     return 0

@@ -10,6 +10,7 @@ within it. A limit holds for the whole process, other threads included. `lift` p
 """
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,7 @@ CODE_BYTES = 46_000_000
 CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
+_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _WORDS = (
     *("allocate memory", "not enough memory", "out of memory", "could not create a primitive", "bad_alloc"),
     *("without exception set", "without setting an exception"),  # what Python says where its own small blocks fail
@@ -37,6 +39,15 @@ def lacks_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def refused_bytes(error: BaseException | None) -> int:
+    """How much was asked for when memory was refused; 0 where `error`, and what it came from, do not say."""
+    while error is not None:
+        if asked := _ASKED.search(str(error)):
+            return int(asked[1])
+        error = error.__cause__
+    return 0
 
 
 class Leftovers:

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.trgl.optim import Optimizer
 
 SMALL, LARGE = 2, 4
@@ -37,7 +38,11 @@ class Envelope:
     lines: tuple[Affine, ...]
 
     def __call__(self, batch: int) -> float:
-        return max(line(batch) for line in self.lines)
+        return self.line(batch)(batch)
+
+    def line(self, batch: int) -> Affine:
+        """The one that is largest at `batch`."""
+        return max(self.lines, key=lambda line: line(batch))
 
     @classmethod
     def through(cls, at_small: list[int], at_large: list[int]) -> "Envelope":
@@ -58,6 +63,8 @@ class Cost:
 
     parameters: int
     buffers: int
+    kernel: int
+    """Of its largest parameter with three dimensions or more, a convolution's."""
     saved: Affine
     """Alive behind the forward pass for its own backward pass."""
     output: Affine
@@ -101,6 +108,10 @@ class Costs:
             }
         )
 
+    def largest_kernel(self, start: int, stop: int) -> int:
+        """Bytes of the largest kernel of a convolution in segments `start` to `stop` (exclusive)."""
+        return max(segment.kernel for segment in self.segments[start:stop])
+
     def module_bytes(
         self, start: int, stop: int, micro_batch: int, *, accumulate: bool, checkpointed: bool = False
     ) -> int:
@@ -110,31 +121,72 @@ class Costs:
         micro-batches before are alive throughout. With `checkpointed`, each segment keeps its input alone and is
         computed again in the backward pass.
         """
+        return self.tensors(start, stop, micro_batch, accumulate=accumulate, checkpointed=checkpointed).total
+
+    def tensors(
+        self, start: int, stop: int, micro_batch: int, *, accumulate: bool, checkpointed: bool = False
+    ) -> Breakdown:
+        """`module_bytes` by purpose, at the moment of the peak."""
         head = self.heads[stop - 1] if stop < len(self.segments) else None
         parts = [*self.segments[start:stop], *([head] if head else [])]
         parameters = sum(part.parameters for part in parts)
-        resident = parameters + sum(part.buffers for part in parts)
-        resident += Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
-        resident += micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
-        peak, alive, passed, rest = 0.0, 0.0, 0.0, float(parameters)
+        ends = head.parameters if head else 0
+        # the update holds every gradient, and nothing of its own
+        peak = _Moment(gradients=parameters - ends, head=ends)
+        alive, passed, rest = 0.0, 0.0, parameters
         for index, part in enumerate(parts):
             rest -= part.parameters
+            recomputed = checkpointed and part is not head
             before = parameters if accumulate else 0  # gradients of earlier micro-batches
             behind = parameters if accumulate else rest  # and of the later parts, when backward gets here
-            recomputed = checkpointed and part is not head
-            peak = max(peak, alive + passed + part.forward_peak(micro_batch) + before)
+            forward = part.forward_peak(micro_batch)
+            inside, at_head = (0.0, forward) if part is head else (forward, 0.0)
+            held = min(ends, before)
+            peak = max(peak, _Moment(before - held, alive + passed + inside, held + at_head), key=_Moment.bytes)
             if part.keeps_input or recomputed:
                 alive += passed
-            backward = (part.backward_peak if index else part.entry_peak)(micro_batch)
+            line = (part.backward_peak if index else part.entry_peak).line(micro_batch)
+            backward = line(micro_batch)
             if recomputed:  # its output and the gradient of that are held from outside
                 backward += micro_batch * self.output_bytes[start + index] + part.output(micro_batch)
-            peak = max(peak, alive + backward + behind)
+            held = min(ends, behind)
+            if part is head:
+                now = _Moment(behind - held, alive, held + backward)
+            else:  # what does not grow with the batch are gradients of parameters
+                own = min(float(part.parameters), max(0.0, line.constant))
+                now = _Moment(behind - held + own, alive + backward - own, held)
+            peak = max(peak, now, key=_Moment.bytes)
             if recomputed:
                 passed = float(micro_batch * self.output_bytes[start + index])
             else:
                 alive += part.saved(micro_batch)
                 passed = part.output(micro_batch)
-        return int(resident + max(peak, parameters))  # the update holds every gradient, and nothing of its own
+        weights = sum(part.parameters + part.buffers for part in parts)
+        state = Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
+        source = micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
+        of_head = Optimizer.state_bytes(self.optimizer, ends, self.momentum) if head else 0
+        at_head = head.parameters + head.buffers if head else 0
+        result = Breakdown(
+            weights=weights - at_head,
+            gradients=int(peak.gradients),
+            optimizer=state - of_head,
+            activations=source,
+            head=at_head + of_head + int(peak.head),
+        )
+        total = weights + state + source + int(peak.bytes())
+        return dataclasses.replace(result, activations=source + total - result.total)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Bytes alive beside what stays: gradients and activations of the module, and both of its head."""
+
+    gradients: float = 0.0
+    activations: float = 0.0
+    head: float = 0.0
+
+    def bytes(self) -> float:
+        return self.gradients + self.activations + self.head
 
 
 def _cost(record: dict[str, Any]) -> Cost:

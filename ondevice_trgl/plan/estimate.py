@@ -5,6 +5,7 @@ bytes of any group of segments follow by simulating its forward and backward pas
 are alike, as the blocks of a stage are, are measured once.
 """
 
+import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.model.alike import likeness
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted, state_of
+from ondevice_trgl.model.store import bytes_in, evict, fill_with_noise, is_evicted, shape_of, state_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.costs import LARGE, SMALL, Affine, Cost, Costs, Envelope
 from ondevice_trgl.plan.live_bytes import LiveBytes, seed
@@ -46,11 +47,14 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
             last = index == len(chain.segments) - 1
             key = likeness(module), last
             if key not in known:
-                empty = is_evicted(module)
-                if empty:
+                run = _runner(module, config, last=last)
+                if not is_evicted(module):
+                    known[key] = _measure(module, run, shape, dtype)
+                elif (foretold := _without_memory(module, run, shape, dtype)) is not None:
+                    known[key] = foretold
+                else:
                     fill_with_noise(module)
-                known[key] = _measure(module, _runner(module, config, last=last), shape, dtype)
-                if empty:
+                    known[key] = _measure(module, run, shape, dtype)
                     evict(module)
                     release_memory()
                     release_code_pages()
@@ -71,6 +75,8 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
     )
 
 
+_SPARE_BYTES = 32_000_000
+"""Room that measuring a segment should have beside weights and gradients."""
 Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Input -> (scalar to start backward from, output)."""
 
@@ -111,6 +117,7 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
     return Cost(
         parameters=parameters,
         buffers=total - parameters,
+        kernel=max((p.numel() * p.element_size() for p in module.parameters() if p.ndim >= 3), default=0),
         saved=Affine.through(small.saved, large.saved),
         output=Affine.through(small.output, large.output),
         keeps_input=large.keeps_input,
@@ -118,6 +125,47 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
         backward_peak=Envelope.through(small.backward, large.backward),
         entry_peak=Envelope.through(*first),
     )
+
+
+def _without_memory(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype) -> Cost | None:
+    """The cost of an evicted module whose weights and gradients are more than this process may take; else None.
+
+    On torch's meta device operators give tensors of the right size that hold nothing: the same bytes as on the CPU, but
+    for attention (+30%), as the CPU has a kernel of its own for that. None too where an operator lacks such a form.
+    """
+    if not _fits(2 * bytes_in(module.parameters()) + _SPARE_BYTES):
+        with contextlib.suppress(Exception), _on_meta(module):
+            return _measure(module, run, shape, dtype)
+    return None
+
+
+def _fits(size: int) -> bool:
+    """Whether the limit on this process leaves `size` bytes; asked for, and not touched."""
+    try:
+        torch.empty(size, dtype=torch.uint8)
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextmanager
+def _on_meta(module: nn.Module) -> Iterator[None]:
+    """Has `module` compute on the meta device, its evicted tensors replaced by ones of the same shape."""
+    tables: list[dict[str, Any]] = [t for part in module.modules() for t in (part._parameters, part._buffers)]
+    kept = [(table, dict(table)) for table in tables]
+    meta: dict[int, Tensor] = {}
+    for table, tensors in kept:
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                like = torch.empty(shape_of(tensor), dtype=tensor.dtype, device="meta")
+                like = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
+                table[name] = meta.setdefault(id(tensor), like)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        for table, tensors in kept:
+            table.update(tensors)
 
 
 @dataclass(frozen=True)

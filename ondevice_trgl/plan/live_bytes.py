@@ -57,13 +57,13 @@ class _Seed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out: Tensor) -> Tensor:
-        ctx.like = out.shape, out.dtype
+        ctx.like = out.shape, out.dtype, out.device
         return out.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        shape, dtype = ctx.like
-        return torch.ones(shape, dtype=dtype)
+        shape, dtype, device = ctx.like
+        return torch.ones(shape, dtype=dtype, device=device)
 
 
 def seed(out: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.units import format_size
 
 
@@ -43,6 +44,8 @@ class Plan:
     reasons: tuple[str, ...]
     set_up_bytes: int = 0
     """Taken at most by the processes that set the run up, before it trains."""
+    breakdowns: tuple[tuple[Breakdown, ...], ...] = ()
+    """Of each rung of `ladders`, in the same order; () in plans from before there were any."""
 
     def summary(self) -> str:
         """A few lines for people: what was chosen, why, and the predicted peak of each module."""
@@ -85,6 +88,12 @@ class Plan:
         return tuple(rung.peak_bytes for rung in self.rungs)
 
     @property
+    def predicted_breakdowns(self) -> tuple[Breakdown, ...]:
+        """What the bytes of `predicted_peak_bytes` are for, of each module; () where that was not kept."""
+        chosen = zip(self.ladders, self.breakdowns, self.rungs, strict=True) if self.breakdowns else ()
+        return tuple(breakdowns[ladder.index(rung)] for ladder, breakdowns, rung in chosen)
+
+    @property
     def peak_bytes(self) -> int:
         """Predicted for the whole run, setting it up included."""
         return max(self.set_up_bytes, *self.predicted_peak_bytes)
@@ -101,6 +110,7 @@ class Plan:
             **{
                 **record,
                 "ladders": ladders,
+                "breakdowns": tuple(tuple(Breakdown(**one) for one in each) for each in record.get("breakdowns", ())),
                 "bounds": tuple(record["bounds"]),
                 "reasons": tuple(record["reasons"]),
             }

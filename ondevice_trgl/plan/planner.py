@@ -6,41 +6,29 @@ checkpointing, which computes every forward pass twice.
 """
 
 import dataclasses
-import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ondevice_trgl.cache.base import row_bytes
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.device.limit import CODE_BYTES
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.batchnorm import has_batch_norm
 from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.plan import Plan, Rung
+from ondevice_trgl.plan.predict import MOST_SHARE, Level, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
 from ondevice_trgl.units import format_size
 
 # Measured on two cores, torch 2.13 CPU.
-LEAST_SCRATCH, SCRATCH, MOST_SCRATCH = 0.06, 0.20, 0.30
-"""What kernels and the allocator take beside the tensors, as a share of them: where a rehearsal will find out, where
-none will, and where it must be enough."""
+LEAST_SCRATCH, SCRATCH = 0.06, 0.20
+"""What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`): where a
+rehearsal will find out, and where none will."""
 SMALL_MICRO_BATCH = 4
 """Below this a step is mostly overhead: everything else is tried first."""
-
-Measured = Mapping[tuple[int, int, int, bool], int]
-"""(start, stop, micro-batch, checkpointed) -> peak above the floor in bytes, as a rehearsal measured it."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """A way to train any module; the planner goes down a list of them until everything fits."""
-
-    micro: int
-    checkpointed: bool
 
 
 @dataclass(frozen=True)
@@ -111,8 +99,7 @@ class Planner:
         measured: Measured,
         scratch: float,
     ) -> None:
-        self.scratch = scratch
-        self.chain, self.costs, self.config, self.measured = chain, costs, config, measured
+        self.chain, self.config = chain, config
         self.floor, self.rows, self.train_rows = floor, rows, train_rows
         self.batch = min(config.batch_size, train_rows)
         self.cache_tier = "disk" if config.cache == "auto" else config.cache
@@ -124,8 +111,7 @@ class Planner:
         self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
         self.exact = not has_batch_norm(chain)
         self.levels = self._levels()
-        self.tensors = functools.cache(self._tensors)
-        self.surprises = self._surprises()
+        self.predictor = Predictor(costs, self.batch, measured, scratch)
 
     def _levels(self) -> list[Level]:
         """The order of preference."""
@@ -140,37 +126,17 @@ class Planner:
         groups = [full + larger, small] if self.exact else [full, larger, small]
         return [Level(micro, again) for group in groups for again in (False, True) for micro in group]
 
-    def _tensors(self, start: int, stop: int, level: Level) -> int:
-        return self.costs.module_bytes(
-            start, stop, level.micro, accumulate=level.micro < self.batch, checkpointed=level.checkpointed
-        )
-
-    def _estimate(self, start: int, stop: int, level: Level) -> float:
-        """Peak above the floor, less what stands beside the modules."""
-        return CODE_BYTES + (1.0 + self.scratch) * self.tensors(start, stop, level)
-
-    def _surprises(self) -> list[tuple[float, float]]:
-        """Of what was rehearsed: the estimate, and how many times that it took, at least once."""
-        estimates = [
-            (self._estimate(start, stop, Level(micro, again)), above)
-            for (start, stop, micro, again), above in self.measured.items()
-        ]
-        return [(estimate, max(1.0, above / estimate)) for estimate, above in estimates]
-
-    def _surprise(self, estimate: float) -> float:
-        """What was not rehearsed is taken to exceed its estimate as that did which is nearest to it in size."""
-        nearest = min(self.surprises, key=lambda known: abs(math.log(known[0] / estimate)), default=(estimate, 1.0))
-        return nearest[1]
-
     def rung(self, start: int, stop: int, level: Level) -> Rung:
         """Segments `start` to `stop` on `level`, with the predicted peak of the whole process."""
-        known = self.measured.get((start, stop, level.micro, level.checkpointed))
-        if known is None:
-            estimate = self._estimate(start, stop, level)
-            above = self._surprise(estimate) * estimate
-        else:
-            above = known
-        return Rung(level.micro, level.checkpointed, self.floor + int(above) + self.beside, known is not None)
+        known = self.predictor.rehearsed(start, stop, level)
+        peak = self.floor + self.predictor.above(start, stop, level) + self.beside
+        return Rung(level.micro, level.checkpointed, peak, known is not None and known.is_direct)
+
+    def breakdown(self, start: int, stop: int, rung: Rung) -> Breakdown:
+        """What the bytes of the peak of these segments on `rung` are for."""
+        tensors = self.predictor.tensors(start, stop, Level(rung.micro_batch_size, rung.checkpointed))
+        tensors = dataclasses.replace(tensors, activations=tensors.activations + self.beside)
+        return tensors.with_total(rung.peak_bytes, floor=self.floor)
 
     def ladder(self, start: int, stop: int) -> tuple[Rung, ...]:
         """The ways to train these segments as one module: in the order of preference, each taking less memory."""
@@ -207,7 +173,7 @@ class Planner:
             check_count(self.chain, asked)
         table = {
             # tensors alone: what was measured differs a little from time to time, and the cuts should not
-            (a, b): self.tensors(a, b, level)
+            (a, b): self.predictor.tensors(a, b, level).total
             for a in range(length)
             for b in range(a + 1, length + 1)
         }
@@ -217,9 +183,7 @@ class Planner:
 
     def smallest(self) -> Candidate:
         """What needs least, with enough allowed for beside the tensors."""
-        self.scratch = max(self.scratch, MOST_SCRATCH)
-        worst = max((times for _, times in self._surprises()), default=1.0)
-        self.surprises = [(1.0, worst)]
+        self.predictor = self.predictor.allowing(MOST_SHARE)
         found = [
             Candidate(bounds, tuple(self.ladder(a, b) for a, b in pairwise(bounds)))
             for bounds in self._groupings(self.levels[-1])
@@ -245,5 +209,9 @@ class Planner:
             cache_bytes=self.cache_bytes(chosen, dtype),
             end_to_end_bytes=whole,
             reasons=(),
+            breakdowns=tuple(
+                tuple(self.breakdown(a, b, rung) for rung in ladder)
+                for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)
+            ),
         )
         return reasons_for(plan, self.config, self.train_rows, exact=self.exact)

@@ -53,6 +53,8 @@ class ModuleReport:
     params: int
     """Elements, the auxiliary head's included."""
     predicted_peak_bytes: int
+    predicted_breakdown: Mapping[str, int] | None = None
+    """What those bytes are for: weights, gradients, optimizer, activations, head, scratch, floor; they add up."""
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
     measured_peak_bytes: int | None = None

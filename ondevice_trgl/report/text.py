@@ -57,6 +57,16 @@ def _module_row(module: ModuleReport, budget: int) -> list[Cell]:
     ]
 
 
+def breakdown_table(report: Report) -> Table:
+    """What the predicted bytes of each module are for, one row a module."""
+    known = [(module, module.predicted_breakdown) for module in report.modules if module.predicted_breakdown]
+    purposes = list(known[0][1]) if known else []
+    rows: list[list[Cell]] = [
+        [str(module.index), *(format_size(bytes_) for bytes_ in breakdown.values())] for module, breakdown in known
+    ]
+    return make_table("Predicted bytes", ("#", *purposes), rows)
+
+
 def comparison_table(report: Report) -> Table:
     """End-to-end, checkpointed end-to-end and TRGL side by side; only what was measured has figures."""
     rows: list[list[Cell]] = []

@@ -115,6 +115,7 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         name=name,
         params=measured.params,
         predicted_peak_bytes=plan.predicted_peak_bytes[index],
+        predicted_breakdown=vars(plan.predicted_breakdowns[index]) if plan.breakdowns else None,
         micro_batch_size=plan.rungs[index].micro_batch_size,
         activation_checkpointing=plan.rungs[index].checkpointed,
         measured_peak_bytes=measured.measured_peak_bytes or None,

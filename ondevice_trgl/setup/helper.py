@@ -8,7 +8,7 @@ import torch
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import tune
-from ondevice_trgl.device.limit import MemoryLimit, NoLimit, lacks_memory, limit_for
+from ondevice_trgl.device.limit import MemoryLimit, NoLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, ConfigError
@@ -88,7 +88,8 @@ def as_helper(
         except Exception as error:
             if not lacks_memory(error):
                 raise
-            raise too_large(budget, lifetime.highest_bytes()) from error
+            limit.lift()  # saying what happened takes memory too
+            raise too_large(budget, lifetime.highest_bytes() + refused_bytes(error)) from error
         finally:
             limit.lift()
         if lifetime.highest_bytes() > budget:

@@ -79,7 +79,7 @@ def plan_staged(
         )
 
     for _ in range(_MOST_PLANS):
-        if rehearsals.of(plan()):
+        if rehearsals.of(plan(), costs):
             break
     chosen = plan()
     if record.no_blueprint:

@@ -1,12 +1,14 @@
 """Rehearsal: a module of the plan trained for one step on noise and swept once, and what that took.
 
 The same steps, cache and limit as in the run, so that the figure is what the run will measure. Where it does not fit,
-the plan is made anew with what was learned.
+a smaller micro-batch of the same module shows what is taken beside the tensors, and the plan is made anew with what was
+learned.
 """
 
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +23,11 @@ from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import LocalModule, Partition, group
 from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.plan.breakdown import Breakdown
+from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.plan.plan import Plan, Rung
+from ondevice_trgl.plan.predict import MOST_SHARE, Level, Predictor, Rehearsed, from_smaller
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
@@ -34,7 +39,7 @@ from ondevice_trgl.trgl.step import Objective
 MARGIN = 1.01
 """The run has its callbacks, and a history: what is measured is taken this much larger."""
 REFUSED = 1.03
-"""What did not fit is taken to need this much more than there was."""
+"""What did not fit at any micro-batch is taken to need this much more than there was."""
 
 
 class _Noise:
@@ -49,6 +54,35 @@ class _Noise:
         if out.is_floating_point():
             part.normal_()
         return self.labels[list(indices)]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Module `index` of a plan."""
+
+    partition: Partition
+    index: int
+    plan: Plan
+    costs: Costs
+
+    @property
+    def module(self) -> LocalModule:
+        return self.partition.modules[self.index]
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.plan.num_modules - 1
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its segments: first, and behind the last."""
+        return self.plan.bounds[self.index], self.plan.bounds[self.index + 1]
+
+    def tensors(self, rung: Rung, *, accumulate: bool) -> Breakdown:
+        """What its tensors take on `rung`."""
+        return self.costs.tensors(
+            *self.span, rung.micro_batch_size, accumulate=accumulate, checkpointed=rung.checkpointed
+        )
 
 
 class Rehearsals:
@@ -75,14 +109,14 @@ class Rehearsals:
         self._budget.make_room()
         self.floor_bytes = meter.current_bytes() if meter.kind == "rss" else 0
         """What this process holds before the first module."""
-        self.above: dict[tuple[int, int, int, bool], int] = {}
-        """(start, stop, micro-batch, checkpointed) -> peak above the floor, in bytes."""
+        self.above: dict[tuple[int, int, int, bool], Rehearsed] = {}
+        """(start, stop, micro-batch, checkpointed) -> what was learned of it."""
 
     def end(self) -> None:
         """Put back the limit that was there before."""
         self._budget.end()
 
-    def of(self, plan: Plan) -> bool:
+    def of(self, plan: Plan, costs: Costs) -> bool:
         """Measure the modules of `plan` that are not known, the largest first; False as soon as one does not fit."""
         partition = group(self._chain, plan.bounds)
         most = plan.budget_bytes - plan.floor_bytes
@@ -90,48 +124,75 @@ class Rehearsals:
             rung = plan.rungs[index]
             key = (plan.bounds[index], plan.bounds[index + 1], rung.micro_batch_size, rung.checkpointed)
             if key not in self.above:
-                above = self._known_or_measured(partition, index, plan, rung, most)
-                if above is None:
+                scene = _Scene(partition, index, plan, costs)
+                learned = self._learn(scene, rung, most)
+                if learned is None:
                     continue
-                self.above[key] = above
-            if self.above[key] > most:
+                self.above[key] = learned
+            if self.above[key].above_bytes > most:
                 return False
         return True
 
-    def _known_or_measured(self, partition: Partition, index: int, plan: Plan, rung: Rung, most: int) -> int | None:
-        module, settings = partition.modules[index], dataclasses.asdict(self._config)
+    def _learn(self, scene: "_Scene", rung: Rung, most: int) -> Rehearsed | None:
+        """Of one rung, measured or from a smaller micro-batch; None where nothing can be measured."""
+        accumulate = rung.micro_batch_size < scene.plan.batch_size
+        full = scene.tensors(rung, accumulate=accumulate)
+        beside = max(0, rung.peak_bytes - scene.plan.floor_bytes - full.total)
+        room = min(most, self._room - self.floor_bytes)
+        rungs = [dataclasses.replace(rung, micro_batch_size=micro) for micro in _halved(rung.micro_batch_size)]
+        fitting = [one for one in rungs if scene.tensors(one, accumulate=accumulate).total + beside <= room]
+        for tried in fitting or rungs[:1]:
+            above = self._known_or_measured(scene, tried, most, accumulate=accumulate)
+            if above is not None and tried is rungs[0]:
+                return Rehearsed(above)
+            if above is not None:
+                small = scene.tensors(tried, accumulate=accumulate)
+                times = rung.micro_batch_size // tried.micro_batch_size
+                above = from_smaller(scene.costs, scene.span, above, small, full, times)
+                was_refused = fitting[0] is rungs[0]
+                return Rehearsed(max(above, most + 1) if was_refused else above, is_direct=False)
+            if not self.possible:
+                return None
+        if room == most:
+            return Rehearsed(max(int(REFUSED * most), full.total), is_direct=False)
+        # the run will have more than this process, whose caller waits beside it: weights fill it at any micro-batch
+        careful = Predictor(scene.costs, scene.plan.batch_size, self.above, MOST_SHARE).allowing(MOST_SHARE)
+        enough = MARGIN * careful.above(*scene.span, Level(rung.micro_batch_size, rung.checkpointed))
+        return Rehearsed(max(int(enough), room + 1), is_direct=False)
+
+    def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> int | None:
+        """Peak above the floor, with some margin; None where the limit refused it."""
+        settings = dataclasses.asdict(self._config)
         key = {
             **{name: settings[name] for name in ("tau", "transport", "head", "optimizer", "momentum", "device")},
             "micro_batch": rung.micro_batch_size,
             "checkpointed": rung.checkpointed,
-            "accumulated": rung.micro_batch_size < plan.batch_size,
-            "cache": [plan.cache_tier, plan.cache_dtype],
-            "last": index == plan.num_modules - 1,
+            "accumulated": accumulate,
+            "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
+            "last": scene.is_last,
             "classes": self._chain.num_outputs,
         }
-        alike = likeness(module)
+        alike = likeness(scene.module)
         known = self._memo.get("rehearsal", alike, **key)
-        if known is None and not self.possible:
-            return None
-        if known is None:
-            measured = self._measure(partition, index, plan, rung, most)
-            if measured is None:  # how much more it would have taken nobody knows
-                return int(REFUSED * most)
+        if known is None and self.possible:
+            measured = self._measure(scene, rung, most, accumulate=accumulate)
+            if measured is None:
+                return None
             known = MARGIN * measured
             self._memo.put("rehearsal", alike, known, **key)
-        return int(known)
+        return None if known is None else int(known)
 
-    def _measure(self, partition: Partition, index: int, plan: Plan, rung: Rung, most: int) -> int | None:
+    def _measure(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> int | None:
         """Peak above the floor; None where the limit refused it."""
         budget, meter = self._budget, self._meter
         budget.make_room()
         budget.bytes = min(self._room, self.floor_bytes + most)
         budget.enforce()
         meter.reset()
-        module = partition.modules[index]
+        module = scene.module
         fill_with_noise(module)
         try:
-            self._train_and_sweep(partition, index, plan, rung, budget)
+            self._train_and_sweep(scene, rung, budget, rung.micro_batch_size * (2 if accumulate else 1))
         except BudgetExceededError:
             return None
         finally:
@@ -141,10 +202,10 @@ class Rehearsals:
             budget.make_room()
         return peak - self.floor_bytes
 
-    def _train_and_sweep(self, partition: Partition, index: int, plan: Plan, rung: Rung, budget: Budget) -> None:
-        config, module = self._config, partition.modules[index]
-        last = index == plan.num_modules - 1
-        head = None if last else build_head(config.head, module.out_shape, self._chain.num_outputs)
+    def _train_and_sweep(self, scene: "_Scene", rung: Rung, budget: Budget, samples: int) -> None:
+        """One step of `samples`, one micro-batch or, where they are accumulated, two: those show all."""
+        config, module, plan = self._config, scene.module, scene.plan
+        head = None if scene.is_last else build_head(config.head, module.out_shape, self._chain.num_outputs)
 
         def objective(rung: Rung) -> Objective:
             return Objective(
@@ -154,7 +215,7 @@ class Rehearsals:
                 transport=config.transport,
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
-                pieces=partition.pieces(index) if rung.checkpointed else (),
+                pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )
 
         device = torch.device("cpu")
@@ -168,21 +229,21 @@ class Rehearsals:
             ),
             (rung,),
             rung,
-            batch_size=min(plan.batch_size, 2 * rung.micro_batch_size),  # of several micro-batches two show all
+            batch_size=samples,
             in_shape=module.in_shape,
-            in_dtype=self._chain.in_dtype if index == 0 else torch.float32,
+            in_dtype=self._chain.in_dtype if scene.index == 0 else torch.float32,
             device=device,
             budget=budget,
             notify=_unheard,
         )
         noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
-        stepper.step(noise, range(min(plan.batch_size, 2 * rung.micro_batch_size)), 1e-6)
+        stepper.step(noise, range(samples), 1e-6)
         with tempfile.TemporaryDirectory(prefix="boundary-", dir=self._scratch) as folder:
             boundaries = Boundaries({"train": noise}, plan.cache_tier, plan.cache_dtype, Path(folder))
             noise.labels = noise.labels[: rung.micro_batch_size]
             try:
-                _sweep_once(stepper, boundaries, module, device, budget, write=not last)
+                _sweep_once(stepper, boundaries, module, device, budget, write=not scene.is_last)
             finally:
                 boundaries.close()
 
@@ -194,6 +255,14 @@ def _sweep_once(
         run_dir=Path(), budget_bytes=budget.bytes, laps=1, num_modules=1, epochs=1, steps=1, callbacks=()
     )
     sweep(stepper.objective, stepper.buffer, boundaries, progress, module, device, budget, write=write)
+
+
+def _halved(micro: int) -> list[int]:
+    """`micro`, its half and so on, down to 2: BatchNorm has no statistics of one sample."""
+    sizes = [micro]
+    while sizes[-1] % 2 == 0 and sizes[-1] > 2:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def _unheard(pressure: Pressure, rung: Rung) -> None:

@@ -61,11 +61,11 @@ class Took:
 
 
 def too_large(budget: int, peak: int) -> BudgetInfeasibleError:
-    """The refusal of a budget that setting a run up does not fit into; `peak` is what was reached."""
+    """The refusal of a budget that setting a run up does not fit into; `peak` is what was reached, or asked for."""
     needed = -(-max(peak, budget) * 103 // 100 // 1_000_000) * 1_000_000
     return BudgetInfeasibleError(
-        f"nothing fits the budget of {format_size(budget)}: building and planning took {format_size(peak)} and were "
-        "not done",
+        f"nothing fits the budget of {format_size(budget)}: building and planning need "
+        f"{format_size(max(peak, budget))} or more",
         budget_bytes=budget,
         smallest_feasible_budget_bytes=needed,
         hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more",

@@ -5,6 +5,7 @@ Imports no torch: until the plan is made, the process that will train is small.
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ def _set_up(job: Job, folder: Path, ask: Ask) -> None:
 def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasibleError:
     """`refusal` with a budget that was tried: what lacks memory cannot tell how much more it would have taken."""
     needed, room = refusal.smallest_feasible_budget_bytes, usable_ram_bytes()
-    for attempt in range(_MOST_TRIES):
+    percent = 1
+    for _ in range(_MOST_TRIES):
         if needed > room:
             break
         larger = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=needed))
@@ -76,9 +78,14 @@ def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasib
             with staging_folder(job.run_dir) as folder:
                 _set_up(larger, folder, ask)
             break
-        except BudgetInfeasibleError as more:
-            raised = needed + needed * 2**attempt // 100  # 1 %, 2 %, 4 %, ...
-            needed = -(-max(raised, more.smallest_feasible_budget_bytes) // 1_000_000) * 1_000_000
+        except (BudgetInfeasibleError, ProcessDiedError) as more:
+            if isinstance(more, ProcessDiedError) and more.returncode != -signal.SIGSEGV:
+                raise  # C code that is refused its last bytes may end like that, when less was refused in words
+            named = more.smallest_feasible_budget_bytes if isinstance(more, BudgetInfeasibleError) else needed
+            raised = needed + needed * percent // 100
+            # 1 %, 2 %, 4 %, ... as long as what is named is hardly more than what was tried
+            percent = 1 if named > needed * 21 // 20 else 2 * percent
+            needed = -(-max(raised, named) // 1_000_000) * 1_000_000
     if needed == refusal.smallest_feasible_budget_bytes:
         return refusal
     tail = refusal.hint.partition(";")[2]

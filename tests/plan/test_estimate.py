@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import even_bounds, group
-from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.store import evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.plan.costs import Affine, Envelope
@@ -123,6 +123,46 @@ def test_estimating_leaves_the_network_and_the_generator_untouched(training: boo
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
+@pytest.mark.parametrize("name", ["resnet-preact-3x16", "mobilenet_v2"])
+def test_what_there_is_no_room_for_is_foretold_to_the_byte_without_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, config = chain_of(name), TrainConfig()
+    real = estimate(chain, config)
+    evict(chain.model)
+    asked: list[int] = []
+
+    def no_memory(*modules: nn.Module | None) -> None:
+        raise AssertionError("it was given memory")
+
+    monkeypatch.setattr("ondevice_trgl.plan.estimate._fits", lambda size: asked.append(size))
+    monkeypatch.setattr("ondevice_trgl.plan.estimate.fill_with_noise", no_memory)
+    foretold = estimate(chain, config)
+    assert max(asked) > 2 * max(cost.parameters for cost in real.segments)
+    assert is_evicted(chain.model)
+    length = len(chain.segments)
+    for start, stop in [(0, length), *((i, i + 1) for i in range(length))]:
+        for micro in (2, 32):
+            sizes = [costs.module_bytes(start, stop, micro, accumulate=False) for costs in (real, foretold)]
+            assert sizes[0] == sizes[1]
+
+
+class Stubborn(nn.Module):
+    """Makes a tensor in memory, whatever device it is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(1, device="cpu").expand(6)
+
+
+def test_what_cannot_be_foretold_without_memory_is_given_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = trace(nn.Sequential(nn.Linear(6, 6), Stubborn(), nn.Linear(6, 3)), torch.randn(2, 6))
+    real = estimate(chain, TrainConfig())
+    evict(chain.model)
+    monkeypatch.setattr("ondevice_trgl.plan.estimate._fits", lambda size: False)
+    assert estimate(chain, TrainConfig()) == real
+    assert is_evicted(chain.model)
+
+
 def test_bytes_grow_with_the_batch_and_with_the_module() -> None:
     chain = chain_of("resnet-preact-3x16")
     costs = estimate(chain, TrainConfig())
@@ -158,3 +198,20 @@ def test_an_envelope_is_the_largest_line_at_every_batch() -> None:
     for batch in (0, 1, 2, 4, 9, 50):
         assert envelope(batch) == max(Affine.through(a, b)(batch) for a, b in lines)
     assert Envelope.through([1, 5], [9]).lines == (Affine.through(5, 9),)
+
+
+def test_gradients_are_those_alive_when_the_sum_is_largest() -> None:
+    """At a tiny batch the update decides, and holds every gradient; at a large one activations do."""
+    chain = chain_of("resnet-small")
+    costs, length = estimate(chain, TrainConfig(head="pooled-linear")), len(chain.segments)
+    weights = sum(cost.parameters for cost in costs.segments)
+    small, large = (costs.tensors(0, length, micro, accumulate=False) for micro in (1, 256))
+    assert small.gradients > 0.9 * weights
+    assert large.gradients < 0.1 * weights
+    assert large.activations > 100 * small.activations
+    again = costs.tensors(0, length, 256, accumulate=True)
+    assert again.gradients >= weights
+    first = costs.tensors(0, 2, 64, accumulate=True)
+    head = costs.heads[1]
+    assert head is not None
+    assert first.head >= 3 * head.parameters

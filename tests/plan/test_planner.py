@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.limit import CODE_BYTES
 from ondevice_trgl.errors import BudgetInfeasibleError, PartitionError, UsageError
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
@@ -17,6 +19,7 @@ from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.plan.planner import make_plan
+from ondevice_trgl.plan.predict import Rehearsed
 
 FLOOR, ROWS, TRAIN_ROWS = 200_000_000, 1000, 800
 GENEROUS = 10**12
@@ -221,3 +224,74 @@ def test_a_plan_survives_json() -> None:
     made = plan(FLOOR + 60_000_000)
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     assert f"{made.num_modules} modules" in made.summary()
+
+
+def learned(above: dict[tuple[int, int, int, bool], Rehearsed]) -> Plan:
+    chain, costs = work()
+    return make_plan(
+        chain,
+        costs,
+        TrainConfig(modules=2),
+        budget_bytes=GENEROUS,
+        floor_bytes=FLOOR,
+        rows=ROWS,
+        train_rows=TRAIN_ROWS,
+        measured=above,
+    )
+
+
+def test_what_was_rehearsed_is_what_is_predicted_and_others_of_its_size_exceed_their_estimate_alike() -> None:
+    before = learned({})
+    start, stop, micro = *before.bounds[:2], before.batch_size
+    above = 2 * (before.predicted_peak_bytes[0] - FLOOR)
+    for is_direct in (True, False):
+        after = learned({(start, stop, micro, False): Rehearsed(above, is_direct)})
+        assert after.bounds == before.bounds
+        assert after.predicted_peak_bytes[0] == FLOOR + above
+        assert after.predicted_peak_bytes[1] > 1.5 * (before.predicted_peak_bytes[1] - FLOOR) + FLOOR
+        assert after.ladders[0][0].measured == is_direct
+
+
+def test_weights_have_nothing_taken_beside_them() -> None:
+    chain = trace(nn.Sequential(nn.Linear(50, 3000), nn.Linear(3000, 3000), nn.Linear(3000, 10)), torch.randn(2, 50))
+    costs = estimate(chain, TrainConfig())
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        make_plan(chain, costs, TrainConfig(), budget_bytes=1, floor_bytes=0, rows=ROWS, train_rows=TRAIN_ROWS)
+    three = 3 * 4 * 3000 * 3001
+    assert three + CODE_BYTES < caught.value.smallest_feasible_budget_bytes < 1.03 * three + CODE_BYTES
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": "memory"}, {"optimizer": "adamw", "modules": 2}], ids=str)
+@pytest.mark.parametrize("budget", [GENEROUS, FLOOR + 70_000_000])
+def test_the_bytes_of_every_rung_are_accounted_for(budget: int, settings: dict[str, Any]) -> None:
+    try:
+        made = plan(budget, **settings)
+    except BudgetInfeasibleError as refused:
+        made = plan(refused.smallest_feasible_budget_bytes, **settings)
+    for ladder, breakdowns in zip(made.ladders, made.breakdowns, strict=True):
+        assert [rung.peak_bytes for rung in ladder] == [one.total for one in breakdowns]
+        assert all(min(vars(one).values()) >= 0 and one.floor == FLOOR for one in breakdowns)
+    assert [one.total for one in made.predicted_breakdowns] == list(made.predicted_peak_bytes)
+    assert all(one.head > 0 for one in made.predicted_breakdowns[:-1])
+    assert made.predicted_breakdowns[-1].head == 0
+    whole = plan(GENEROUS, **{**settings, "modules": 1}).predicted_breakdowns[0]
+    chain, _ = work(optimizer=str(settings.get("optimizer", "sgd")))
+    parameters = 4 * sum(p.numel() for p in chain.model.parameters())
+    assert whole.weights >= parameters
+    assert whole.optimizer == parameters * (2 if settings.get("optimizer") == "adamw" else 1)
+    assert 0 <= whole.gradients <= parameters
+
+
+def test_the_bytes_of_a_plan_from_before_they_were_kept_are_not_known() -> None:
+    record = plan(GENEROUS).to_dict()
+    del record["breakdowns"]
+    assert Plan.from_dict(record).predicted_breakdowns == ()
+
+
+def test_a_measured_peak_below_its_tensors_is_accounted_for_too() -> None:
+    before = learned({})
+    start, stop = before.bounds[:2]
+    rehearsed = Rehearsed(before.predicted_breakdowns[0].activations // 2)
+    after = learned({(start, stop, before.batch_size, False): rehearsed})
+    assert after.predicted_breakdowns[0].total == FLOOR + rehearsed.above_bytes
+    assert after.predicted_breakdowns[0].scratch == 0
