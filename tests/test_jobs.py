@@ -21,6 +21,7 @@ from ondevice_trgl import (
     RunState,
     TrainConfig,
     UsageError,
+    baseline,
     evaluate,
     jobs,
     named,
@@ -267,10 +268,10 @@ def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
         calls.append(name)
         return BaselineReport(status="measured", batch_size=32, micro_batch_size=32, measured_peak_bytes=10**15)
 
-    monkeypatch.setattr(named, "measure_baseline", interrupted)
+    monkeypatch.setattr(baseline, "measure_baseline", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_job(asked)
-    monkeypatch.setattr(named, "measure_baseline", measured)
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
     report = resume_job(asked.run_dir)
     assert calls == ["e2e", "e2e_checkpoint"]
     assert report == read_report(asked.run_dir)
@@ -287,8 +288,8 @@ def test_auto_measures_what_is_predicted_to_fit(
         calls.append(name)
         return BaselineReport(status="did_not_fit", batch_size=32, micro_batch_size=32)
 
-    monkeypatch.setattr(named, "measure_baseline", measured)
-    monkeypatch.setattr(named, "_free_memory", lambda: free)
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
+    monkeypatch.setattr(baseline, "_free_memory", lambda: free)
     report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
     assert len(calls) == asked
     status = "did_not_fit" if asked else "skipped"
