@@ -278,9 +278,9 @@ def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
     assert report.savings["vs_e2e"] == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("baseline", "free", "asked"), [("auto", 0, 0), ("auto", 2**60, 2), ("measure", 0, 2)])
+@pytest.mark.parametrize(("wanted", "free", "asked"), [("auto", 0, 0), ("auto", 2**60, 2), ("measure", 0, 2)])
 def test_auto_measures_what_is_predicted_to_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str, free: int, asked: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, free: int, asked: int
 ) -> None:
     calls: list[str] = []
 
@@ -290,7 +290,7 @@ def test_auto_measures_what_is_predicted_to_fit(
 
     monkeypatch.setattr(baseline, "measure_baseline", measured)
     monkeypatch.setattr(baseline, "_free_memory", lambda: free)
-    report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
+    report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=wanted))
     assert len(calls) == asked
     status = "did_not_fit" if asked else "skipped"
     assert {name: b.status for name, b in report.baselines.items()} == {"e2e": status, "e2e_checkpoint": status}
