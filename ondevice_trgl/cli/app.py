@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
-    ("plan", run_plan, TRAINING, "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("plan", run_plan, (*TRAINING, "pareto"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("train", run_train, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
     (
