@@ -35,7 +35,7 @@ def run_train_or_plan(shell: Shell, given: dict[str, Any]) -> int:
 
 
 COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
-    ("plan", run_plan, TRAINING, "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("plan", run_plan, (*TRAINING, "pareto"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("train", run_train_or_plan, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
     (

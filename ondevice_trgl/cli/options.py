@@ -140,6 +140,9 @@ _declare(_P, "html", str, "--html FILE", "Write a self-contained page instead.")
 _declare(_P, "export_format", str, "--format", "What to write.", choices=("state-dict",), default="state-dict")
 _declare(_P, "output", str, "-o --output FILE", "File to write. (default: RUN's name, in this folder)")
 _declare(_P, "other_data", str, "--data NAME", "Another dataset than the run's own.")
+_declare(
+    _P, "pareto", bool, "--pareto", "List the choices that no other beats in memory, time and disk.", default=False
+)
 _add("run", str, typer.Argument(metavar="RUN", help="Run directory.", show_default=False))
 _add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", show_default=False))
 

@@ -7,7 +7,7 @@ from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.report.table import plain, table_lines
-from ondevice_trgl.report.text import breakdown_table
+from ondevice_trgl.report.text import breakdown_table, pareto_table
 
 
 def run_plan(shell: Shell, given: dict[str, Any]) -> int:
@@ -25,6 +25,8 @@ def run_plan(shell: Shell, given: dict[str, Any]) -> int:
     if not shell.json and settings:
         shell.lines([*settings, ()])
     show(shell, report)
+    if given.get("pareto") and not shell.json:
+        shell.lines([(), *table_lines(pareto_table(report), shell.width)])
     if shell.verbose and not shell.json:
         shell.lines([(), *table_lines(breakdown_table(report), shell.width)])
     return 0

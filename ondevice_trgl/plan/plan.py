@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice_trgl.plan.breakdown import Breakdown
+from ondevice_trgl.plan.pareto import Choice
 from ondevice_trgl.units import format_size
 
 
@@ -46,6 +47,8 @@ class Plan:
     """Taken at most by the processes that set the run up, before it trains."""
     breakdowns: tuple[tuple[Breakdown, ...], ...] = ()
     """Of each rung of `ladders`, in the same order; () in plans from before there were any."""
+    pareto: tuple[Choice, ...] = ()
+    """The choices that no other beats in predicted bytes, seconds an epoch and disk bytes."""
 
     def summary(self) -> str:
         """A few lines for people: what was chosen, why, and the predicted peak of each module."""
@@ -112,6 +115,7 @@ class Plan:
                 "ladders": ladders,
                 "breakdowns": tuple(tuple(Breakdown(**one) for one in each) for each in record.get("breakdowns", ())),
                 "bounds": tuple(record["bounds"]),
+                "pareto": tuple(Choice(**one) for one in record.get("pareto", ())),
                 "reasons": tuple(record["reasons"]),
             }
         )

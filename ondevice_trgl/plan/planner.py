@@ -18,6 +18,7 @@ from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.pareto import Choice, unbeaten
 from ondevice_trgl.plan.plan import Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Level, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
@@ -57,11 +58,13 @@ def make_plan(
     measured: Measured | None = None,
     scratch: float = SCRATCH,
     set_up_bytes: int = 0,
+    pareto: bool = False,
 ) -> Plan:
     """The plan for `rows` cached samples, `train_rows` of which are trained on and `val_rows` validated on.
 
     `scratch` is the share of the tensors that is allowed for beside them in modules that were not measured,
-    `set_up_bytes` what the processes that set the run up took at most.
+    `set_up_bytes` what the processes that set the run up took at most. With `pareto` the plan lists what else could be
+    chosen, which takes a second or two for a deep network.
 
     Raises BudgetInfeasibleError with the smallest budget that a plan exists for, PartitionError for a number of
     modules or a boundary that cannot be had, UsageError where the cache has no room.
@@ -72,7 +75,9 @@ def make_plan(
         for dtype in planner.cache_dtypes:
             cached = planner.cache_bytes(candidate, dtype)
             if planner.cache_tier != "disk" or cached <= (config.cache_limit_bytes or cached):
-                return dataclasses.replace(planner.plan(candidate, dtype, budget_bytes), set_up_bytes=set_up_bytes)
+                others = unbeaten(planner.choices(dtype)) if pareto else ()
+                plan = planner.plan(candidate, dtype, budget_bytes)
+                return dataclasses.replace(plan, set_up_bytes=set_up_bytes, pareto=others)
             least_cache = min(cached, least_cache or cached)
     if least_cache is not None:
         raise UsageError(
@@ -162,6 +167,41 @@ class Planner:
     def _fit(self, bounds: Sequence[int], levels: Sequence[Level], budget: int) -> bool:
         """Whether every module fits on one of `levels`."""
         return all(any(self.rung(a, b, level).peak_bytes <= budget for level in levels) for a, b in pairwise(bounds))
+
+    def choices(self, timed: str) -> Iterator[Choice]:
+        """Every way to train the network with all modules on one level, whatever the budget.
+
+        `timed` is the number format of the cache that rehearsals wrote; no other has seconds.
+        """
+        for level in self.levels:
+            for bounds in self._groupings(level):
+                spans = [
+                    (a, b, dataclasses.replace(level, checkpointed=level.checkpointed and b - a > 1))
+                    for a, b in pairwise(bounds)
+                ]
+                candidate = Candidate(bounds, tuple((self.rung(*span),) for span in spans))
+                if level.checkpointed and not any(one.checkpointed for _, _, one in spans):
+                    continue
+                seconds = [self._seconds(*span) for span in spans]
+                known = [value for value in seconds if value is not None]
+                for dtype in self.cache_dtypes:
+                    yield Choice(
+                        modules=len(spans),
+                        micro_batch=level.micro,
+                        checkpointed=level.checkpointed,
+                        cache_dtype=dtype,
+                        predicted_peak_bytes=candidate.least,
+                        seconds_per_epoch=sum(known) if dtype == timed and len(known) == len(spans) else None,
+                        cache_bytes=self.cache_bytes(candidate, dtype),
+                    )
+
+    def _seconds(self, start: int, stop: int, level: Level) -> float | None:
+        """Estimate of an epoch of these segments: steps, and a share of the one sweep behind all epochs."""
+        known = self.predictor.rehearsed(start, stop, level)
+        if known is None or known.step_seconds is None or known.sweep_seconds is None:
+            return None
+        steps = self.train_rows // self.batch * (self.batch // level.micro)
+        return steps * known.step_seconds + -(-self.rows // level.micro) * known.sweep_seconds / self.config.epochs
 
     def _groupings(self, level: Level) -> Iterator[tuple[int, ...]]:
         asked = self.config.modules

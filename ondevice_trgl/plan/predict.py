@@ -37,6 +37,10 @@ class Rehearsed:
     """Peak above the floor."""
     is_direct: bool = True
     """Of that level itself; else derived from a smaller micro-batch."""
+    step_seconds: float | None = None
+    """Of one micro-batch in training, its share of the update included; None where it was not timed."""
+    sweep_seconds: float | None = None
+    """Of one micro-batch forwards, its output cached."""
 
 
 Measured = Mapping[tuple[int, int, int, bool], Rehearsed]

@@ -140,6 +140,10 @@ class Report:
     """Why a run is paused or failed."""
     pressure: tuple[Mapping[str, Any], ...] = ()
     """Every time that memory ran short: lap, module, epoch, step, cause, before, after."""
+    pareto: tuple[Mapping[str, Any], ...] = ()
+    """Of a plan: the choices that no other beats in predicted bytes, seconds an epoch (an estimate from rehearsed
+    steps, None where there are none) and disk bytes; modules, micro_batch, checkpointed, cache_dtype,
+    predicted_peak_bytes, seconds_per_epoch, cache_bytes."""
     budgets: tuple[Mapping[str, int], ...] = ()
     """Where the budget was changed while training: budget_bytes and measured_peak_bytes of each stretch."""
 
@@ -177,7 +181,7 @@ class Report:
         plan["reasons"] = tuple(plan["reasons"])
         values["plan"] = PlanReport(**plan)
         values["modules"] = tuple(ModuleReport(**_known(ModuleReport, m)) for m in values["modules"])
-        for name in ("pressure", "budgets"):
+        for name in ("pressure", "budgets", "pareto"):
             values[name] = tuple(values.get(name, ()))
         values["baselines"] = {
             name: BaselineReport(**_known(BaselineReport, b)) for name, b in values.get("baselines", {}).items()

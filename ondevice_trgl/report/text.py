@@ -67,6 +67,27 @@ def breakdown_table(report: Report) -> Table:
     return make_table("Predicted bytes", ("#", *purposes), rows)
 
 
+def pareto_table(report: Report) -> Table:
+    """What else could be chosen, one row a choice; seconds are estimates from rehearsed steps."""
+    rows: list[list[Cell]] = [
+        [
+            str(choice["modules"]),
+            str(choice["micro_batch"]),
+            "yes" if choice["checkpointed"] else "no",
+            choice["cache_dtype"],
+            Span(
+                format_size(choice["predicted_peak_bytes"]),
+                "bad" if choice["predicted_peak_bytes"] > report.budget_bytes else "",
+            ),
+            format_seconds(choice["seconds_per_epoch"]),
+            format_size(choice["cache_bytes"]),
+        ]
+        for choice in report.pareto
+    ]
+    names = ("modules", "micro-batch", "checkpointed", "<cache", "predicted", "an epoch, estimated", "disk")
+    return make_table("Choices that no other beats", names, rows)
+
+
 def comparison_table(report: Report) -> Table:
     """End-to-end, checkpointed end-to-end and TRGL side by side; only what was measured has figures."""
     rows: list[list[Cell]] = []

@@ -104,6 +104,7 @@ def make_report(
         environment=environment,
         workload=workload,
         pressure=tuple(pressure),
+        pareto=tuple(vars(choice) for choice in plan.pareto) if status == "planned" else (),
         budgets=tuple(budgets),
     )
 

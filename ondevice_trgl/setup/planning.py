@@ -63,7 +63,7 @@ def plan_staged(
         {name: split["samples"] for name, split in record.data.items()},
     )
 
-    def plan() -> Plan:
+    def plan(*, pareto: bool = False) -> Plan:
         return make_plan(
             chain,
             costs,
@@ -76,12 +76,13 @@ def plan_staged(
             measured=rehearsals.above,
             scratch=LEAST_SCRATCH if rehearsals.possible else SCRATCH,
             set_up_bytes=set_up(),
+            pareto=pareto,
         )
 
     for _ in range(_MOST_PLANS):
         if rehearsals.of(plan(), costs):
             break
-    chosen = plan()
+    chosen = plan(pareto=True)
     if record.no_blueprint:
         note = f"the network's own code runs in the process that trains, which holds that too: {record.no_blueprint}"
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))

@@ -7,6 +7,7 @@ learned.
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ MARGIN = 1.01
 """The run has its callbacks, and a history: what is measured is taken this much larger."""
 REFUSED = 1.03
 """What did not fit at any micro-batch is taken to need this much more than there was."""
+
+_ABOVE, _STEP, _SWEEP = _FIGURES = ("rehearsal", "rehearsed step", "rehearsed sweep")
 
 
 class _Noise:
@@ -142,15 +145,17 @@ class Rehearsals:
         rungs = [dataclasses.replace(rung, micro_batch_size=micro) for micro in _halved(rung.micro_batch_size)]
         fitting = [one for one in rungs if scene.tensors(one, accumulate=accumulate).total + beside <= room]
         for tried in fitting or rungs[:1]:
-            above = self._known_or_measured(scene, tried, most, accumulate=accumulate)
-            if above is not None and tried is rungs[0]:
-                return Rehearsed(above)
-            if above is not None:
+            known = self._known_or_measured(scene, tried, most, accumulate=accumulate)
+            if known is not None and tried is rungs[0]:
+                return known
+            if known is not None:
                 small = scene.tensors(tried, accumulate=accumulate)
                 times = rung.micro_batch_size // tried.micro_batch_size
-                above = from_smaller(scene.costs, scene.span, above, small, full, times)
+                above = from_smaller(scene.costs, scene.span, known.above_bytes, small, full, times)
                 was_refused = fitting[0] is rungs[0]
-                return Rehearsed(max(above, most + 1) if was_refused else above, is_direct=False)
+                above = max(above, most + 1) if was_refused else above
+                step, sweep = ((s and s * times) for s in (known.step_seconds, known.sweep_seconds))
+                return Rehearsed(above, False, step, sweep)  # time grows in proportion to the batch
             if not self.possible:
                 return None
         if room == most:
@@ -160,8 +165,8 @@ class Rehearsals:
         enough = MARGIN * careful.above(*scene.span, Level(rung.micro_batch_size, rung.checkpointed))
         return Rehearsed(max(int(enough), room + 1), is_direct=False)
 
-    def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> int | None:
-        """Peak above the floor, with some margin; None where the limit refused it."""
+    def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
+        """What it takes, with some margin, and how long; None where the limit refused it."""
         settings = dataclasses.asdict(self._config)
         key = {
             **{name: settings[name] for name in ("tau", "transport", "head", "optimizer", "momentum", "device")},
@@ -173,17 +178,21 @@ class Rehearsals:
             "classes": self._chain.num_outputs,
         }
         alike = likeness(scene.module)
-        known = self._memo.get("rehearsal", alike, **key)
-        if known is None and self.possible:
+        known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
+        above = known[_ABOVE]
+        if above is None and self.possible:
             measured = self._measure(scene, rung, most, accumulate=accumulate)
             if measured is None:
                 return None
-            known = MARGIN * measured
-            self._memo.put("rehearsal", alike, known, **key)
-        return None if known is None else int(known)
+            above = MARGIN * measured.above_bytes
+            known |= {_STEP: measured.step_seconds, _SWEEP: measured.sweep_seconds}
+            for name, figure in {**known, _ABOVE: above}.items():
+                if figure is not None:
+                    self._memo.put(name, alike, figure, **key)
+        return None if above is None else Rehearsed(int(above), True, known[_STEP], known[_SWEEP])
 
-    def _measure(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> int | None:
-        """Peak above the floor; None where the limit refused it."""
+    def _measure(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
+        """Peak above the floor, and times; None where the limit refused it."""
         budget, meter = self._budget, self._meter
         budget.make_room()
         budget.bytes = min(self._room, self.floor_bytes + most)
@@ -192,7 +201,7 @@ class Rehearsals:
         module = scene.module
         fill_with_noise(module)
         try:
-            self._train_and_sweep(scene, rung, budget, rung.micro_batch_size * (2 if accumulate else 1))
+            seconds = self._train_and_sweep(scene, rung, budget, rung.micro_batch_size * (2 if accumulate else 1))
         except BudgetExceededError:
             return None
         finally:
@@ -200,10 +209,13 @@ class Rehearsals:
             evict(module)
             budget.bytes = self._room
             budget.make_room()
-        return peak - self.floor_bytes
+        return Rehearsed(peak - self.floor_bytes, True, *seconds)
 
-    def _train_and_sweep(self, scene: "_Scene", rung: Rung, budget: Budget, samples: int) -> None:
-        """One step of `samples`, one micro-batch or, where they are accumulated, two: those show all."""
+    def _train_and_sweep(self, scene: "_Scene", rung: Rung, budget: Budget, samples: int) -> tuple[float, float]:
+        """One step of `samples`, one micro-batch or, where they are accumulated, two: those show all.
+
+        Returns seconds of a micro-batch in the step and in the sweep; the first of their kind, warming up included.
+        """
         config, module, plan = self._config, scene.module, scene.plan
         head = None if scene.is_last else build_head(config.head, module.out_shape, self._chain.num_outputs)
 
@@ -238,14 +250,18 @@ class Rehearsals:
         )
         noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
+        started = time.perf_counter()
         stepper.step(noise, range(samples), 1e-6)
+        trained = time.perf_counter() - started
         with tempfile.TemporaryDirectory(prefix="boundary-", dir=self._scratch) as folder:
             boundaries = Boundaries({"train": noise}, plan.cache_tier, plan.cache_dtype, Path(folder))
             noise.labels = noise.labels[: rung.micro_batch_size]
+            started = time.perf_counter()
             try:
                 _sweep_once(stepper, boundaries, module, device, budget, write=not scene.is_last)
             finally:
                 boundaries.close()
+            return trained * rung.micro_batch_size / samples, time.perf_counter() - started
 
 
 def _sweep_once(

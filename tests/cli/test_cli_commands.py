@@ -308,4 +308,4 @@ def test_version(cli: Cli) -> None:
 def test_plan_takes_what_train_takes() -> None:
     taken = {name: set(names) for name, _, names, *_ in app.COMMANDS}
     assert taken["train"] - taken["plan"] == {"dry_run"}
-    assert set(options.TRAINING) == taken["plan"]
+    assert {*options.TRAINING, "pareto"} == taken["plan"]

@@ -226,17 +226,18 @@ def test_a_plan_survives_json() -> None:
     assert f"{made.num_modules} modules" in made.summary()
 
 
-def learned(above: dict[tuple[int, int, int, bool], Rehearsed]) -> Plan:
+def learned(above: dict[tuple[int, int, int, bool], Rehearsed], **settings: Any) -> Plan:
     chain, costs = work()
     return make_plan(
         chain,
         costs,
-        TrainConfig(modules=2),
+        TrainConfig(**{"modules": 2, **settings}),
         budget_bytes=GENEROUS,
         floor_bytes=FLOOR,
         rows=ROWS,
         train_rows=TRAIN_ROWS,
         measured=above,
+        pareto=True,
     )
 
 

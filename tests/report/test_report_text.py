@@ -18,7 +18,14 @@ from ondevice_trgl.report.table import (
     plain,
     table_lines,
 )
-from ondevice_trgl.report.text import comparison_table, module_table, report_lines, verdict
+from ondevice_trgl.report.text import (
+    breakdown_table,
+    comparison_table,
+    module_table,
+    pareto_table,
+    report_lines,
+    verdict,
+)
 
 MIB = 1 << 20
 
@@ -163,3 +170,26 @@ def test_one_row_more_than_the_budget_is_over(report: Report) -> None:
 def test_a_table_keeps_empty_columns_only_when_it_has_no_rows() -> None:
     assert make_table("t", ("a", "<b"), []).headings == ("a", "b")
     assert make_table("t", ("a", "<b"), [("1", None), ("2", None)]).headings == ("a",)
+
+
+def test_what_else_could_be_chosen_is_a_table_whose_unknown_seconds_stay_unknown(report: Report) -> None:
+    known = {
+        "modules": 3, "micro_batch": 16, "checkpointed": True, "cache_dtype": "bf16",
+        "predicted_peak_bytes": report.budget_bytes + 1, "seconds_per_epoch": 12.0, "cache_bytes": 5 * MIB,
+    }  # fmt: skip
+    shown = changed(report, pareto=(known, {**known, "seconds_per_epoch": None}))
+    assert Report.from_dict(shown.to_dict()) == shown
+    first, second = pareto_table(shown).rows
+    for text in ("3", "16", "yes", "bf16", "12 s", "5.0 MiB"):
+        assert text in str(first)
+    assert "12 s" not in str(second)
+    assert "bad" in str(first)
+
+
+def test_what_the_predicted_bytes_are_for_is_a_row_a_module(report: Report) -> None:
+    parts = {"weights": 2 * MIB, "scratch": 3 * MIB, "floor": 5 * MIB}
+    modules = tuple(dataclasses.replace(module, predicted_breakdown=parts) for module in report.modules)
+    table = breakdown_table(changed(report, modules=modules))
+    assert len(table.rows) == len(modules)
+    assert all(text in str(table.rows[0]) for text in ("2.0 MiB", "3.0 MiB", "5.0 MiB"))
+    assert breakdown_table(report).rows == ()

@@ -17,6 +17,7 @@ from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.plan.plan import Plan, Rung
+from ondevice_trgl.plan.predict import Rehearsed
 from ondevice_trgl.setup.rehearse import MARGIN, Rehearsals
 
 FLOOR, MB = 100_000_000, 1_000_000
@@ -58,10 +59,11 @@ def learned(
     length, run = len(chain.segments), []
     rehearsals = Rehearsals(chain, config, Still(), NoLimit(), Memo(None), room_bytes=FLOOR + room, scratch=tmp_path)
 
-    def measure(scene: Any, rung: Rung, most: int, *, accumulate: bool) -> int | None:
+    def measure(scene: Any, rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
         run.append(rung.micro_batch_size)
         assert not accumulate  # as the full batch will not
-        return takes(rung.micro_batch_size, costs.module_bytes(0, length, rung.micro_batch_size, accumulate=False))
+        above = takes(rung.micro_batch_size, costs.module_bytes(0, length, rung.micro_batch_size, accumulate=False))
+        return None if above is None else Rehearsed(above, True, 2.0, 1.0)
 
     monkeypatch.setattr(rehearsals, "_measure", measure)
     ladder = (Rung(32, False, FLOOR + predicted),)
@@ -73,6 +75,7 @@ def learned(
 def test_what_fits_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found, run, _ = learned(800 * MB, 700 * MB, lambda micro, tensors: 600 * MB, monkeypatch, tmp_path)
     assert (found.above_bytes, found.is_direct, run) == (MARGIN * 600 * MB, True, [32])
+    assert (found.step_seconds, found.sweep_seconds) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -88,6 +91,7 @@ def test_what_is_too_large_is_learned_from_half_of_it(
     found, run, _ = learned(half + CODE_BYTES + MB, predicted, takes, monkeypatch, tmp_path)
     assert run == [16]
     assert not found.is_direct
+    assert (found.step_seconds, found.sweep_seconds) == (4.0, 2.0)
     kernel = costs.largest_kernel(0, len(costs.segments))
     expected = CODE_BYTES + full + share * 2 * half
     assert expected - 2 * kernel - MB <= found.above_bytes <= expected + MB
