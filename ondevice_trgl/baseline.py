@@ -21,14 +21,44 @@ from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import ProcessDiedError, TrglError
 from ondevice_trgl.model.partition import partition
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask
-from ondevice_trgl.report.model import BaselineReport
+from ondevice_trgl.report.model import BASELINES, BaselineReport
 from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.units import format_size
 from ondevice_trgl.workload import load_workload
 
 _LEAST_STEPS, _MOST_STEPS, _MOST_SECONDS = 3, 24, 12.0
+
+
+def measure_baselines(
+    workload: Workload, config: TrainConfig, plan: Plan, *, wanted: str, scratch_dir: Path, allocator: str
+) -> dict[str, BaselineReport]:
+    """Every baseline at the batch size of `plan`. `wanted`: skip; auto, where it is predicted to fit; measure."""
+    batch, predicted = plan.batch_size, plan.end_to_end_bytes
+    reason = ""
+    if wanted == "skip":
+        reason = "not asked for"
+    elif wanted == "auto" and predicted > (free := _free_memory()):
+        reason = (
+            f"predicted to need {format_size(predicted)}, {format_size(free)} are free; "
+            "--baseline measure tries all the same"
+        )
+    if reason:
+        skipped = BaselineReport(status="skipped", batch_size=batch, micro_batch_size=batch, reason=reason)
+        return dict.fromkeys(BASELINES, skipped)
+    return {
+        name: measure_baseline(name, workload, config, batch_size=batch, scratch_dir=scratch_dir, allocator=allocator)
+        for name in BASELINES
+    }
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def measure_baseline(

@@ -103,6 +103,12 @@ def _path(value: Any) -> str | None:
     return None if value is None or isinstance(value, str | Path) else "expected a path"
 
 
+def _names(value: Any) -> str | None:
+    if value is None or (isinstance(value, tuple | list) and all(isinstance(name, str) and name for name in value)):
+        return None
+    return "expected names of tensors or layers"
+
+
 def _setting(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 
@@ -145,6 +151,19 @@ class Workload(_Checked):
     """Where dataset files are looked for first."""
     train_limit: int | None = _setting(None, _int_from(1, optional=True))
     """Use at most this many training samples."""
+    weights: str | Path | None = _setting(None, _path)
+    """File that the weights start from (safetensors, or a state dict of torch.save); None draws them from the seed."""
+    weights_skip: tuple[str, ...] | None = _setting(None, _names)
+    """Tensors or layers that `weights` does not fill, by their names in the state dict."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights_skip, list):
+            object.__setattr__(self, "weights_skip", tuple(self.weights_skip))
+        super().__post_init__()
+        if self.weights_skip and self.weights is None:
+            raise ConfigError(
+                [f"weights_skip = {list(self.weights_skip)}: there are no weights to skip any of"], hint="give weights"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

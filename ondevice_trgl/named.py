@@ -6,19 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ondevice_trgl.baseline import measure_baseline
+from ondevice_trgl.baseline import measure_baselines
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.html import to_html
-from ondevice_trgl.report.model import BASELINES, NOT_YET, BaselineReport, Report, read_report
+from ondevice_trgl.report.model import NOT_YET, Report, read_report
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import device_named, global_state_kept
 from ondevice_trgl.run.opening import network_of, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import PLAN, RECORD, REPORT, RunDir, scratch_beside
 from ondevice_trgl.run.session import Session
-from ondevice_trgl.units import format_size
 from ondevice_trgl.workload import build_for, load_bundle
 
 
@@ -56,43 +55,16 @@ def _complete(run: RunDir, record: RunRecord, report: Report) -> Report:
     """The report with its baselines, written as JSON and HTML."""
     if report.status == "completed":
         started = time.perf_counter()
-        baselines = _baselines(run, record, report)
+        baselines = measure_baselines(
+            record.named(run.path),
+            record.config,
+            Plan.from_dict(run.read(PLAN)),
+            wanted=record.baseline,
+            scratch_dir=scratch_beside(run.path),
+            allocator=record.allocator,
+        )
         seconds = dataclasses.replace(report.seconds, baseline=time.perf_counter() - started)
         report = dataclasses.replace(report, baselines=baselines, seconds=seconds)
     run.write(REPORT, report.to_dict())
     run.write_text("report.html", to_html(report))
     return report
-
-
-def _baselines(run: RunDir, record: RunRecord, report: Report) -> dict[str, BaselineReport]:
-    batch = report.plan.batch_size
-    predicted = Plan.from_dict(run.read(PLAN)).end_to_end_bytes
-    reason = ""
-    if record.baseline == "skip":
-        reason = "not asked for"
-    elif record.baseline == "auto" and predicted > (free := _free_memory()):
-        reason = (
-            f"predicted to need {format_size(predicted)}, {format_size(free)} are free; "
-            "--baseline measure tries all the same"
-        )
-    if reason:
-        skipped = BaselineReport(status="skipped", batch_size=batch, micro_batch_size=batch, reason=reason)
-        return dict.fromkeys(BASELINES, skipped)
-    scratch = scratch_beside(run.path)
-    return {
-        name: measure_baseline(
-            name,
-            record.named(run.path),
-            record.config,
-            batch_size=batch,
-            scratch_dir=scratch,
-            allocator=record.allocator,
-        )
-        for name in BASELINES
-    }
-
-
-def _free_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -68,7 +68,16 @@ def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("image_size", 0), ("train_limit", 0), ("model", ""), ("data", 5), ("data_root", 1)],
+    [
+        ("image_size", 0),
+        ("train_limit", 0),
+        ("model", ""),
+        ("data", 5),
+        ("data_root", 1),
+        ("weights", 1),
+        ("weights_skip", "fc"),
+        ("weights_skip", ("fc",)),
+    ],
 )
 def test_a_bad_workload_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):

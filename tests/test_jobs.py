@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ondevice_trgl import (
     BudgetExceededError,
     BudgetInfeasibleError,
     Callback,
+    ConfigError,
     DataError,
     RunDirError,
     RunState,
     TrainConfig,
     UsageError,
+    baseline,
     evaluate,
     jobs,
     named,
@@ -34,7 +37,7 @@ from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.plan import Plan
-from ondevice_trgl.report.model import BaselineReport, read_report
+from ondevice_trgl.report.model import BaselineReport, Report, read_report
 from ondevice_trgl.run import evaluation
 from ondevice_trgl.run.batches import buffer_for
 from ondevice_trgl.run.budget import Budget
@@ -265,10 +268,10 @@ def test_a_run_that_was_interrupted_in_its_baselines_measures_them_on_resume(
         calls.append(name)
         return BaselineReport(status="measured", batch_size=32, micro_batch_size=32, measured_peak_bytes=10**15)
 
-    monkeypatch.setattr(named, "measure_baseline", interrupted)
+    monkeypatch.setattr(baseline, "measure_baseline", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_job(asked)
-    monkeypatch.setattr(named, "measure_baseline", measured)
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
     report = resume_job(asked.run_dir)
     assert calls == ["e2e", "e2e_checkpoint"]
     assert report == read_report(asked.run_dir)
@@ -285,8 +288,8 @@ def test_auto_measures_what_is_predicted_to_fit(
         calls.append(name)
         return BaselineReport(status="did_not_fit", batch_size=32, micro_batch_size=32)
 
-    monkeypatch.setattr(named, "measure_baseline", measured)
-    monkeypatch.setattr(named, "_free_memory", lambda: free)
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
+    monkeypatch.setattr(baseline, "_free_memory", lambda: free)
     report = train_job(dataclasses.replace(job(tmp_path / "run", epochs=1), baseline=baseline))
     assert len(calls) == asked
     status = "did_not_fit" if asked else "skipped"
@@ -342,3 +345,45 @@ def test_an_infeasible_budget_leaves_the_run_that_was_there(tmp_path: Path) -> N
     with pytest.raises(BudgetInfeasibleError):
         train_job(job(path, force=True, budget=1_000_000))
     assert resume_job(path).status == "completed"
+
+
+def with_weights(asked: Job, path: Path, *skip: str) -> Job:
+    return dataclasses.replace(
+        asked, workload=dataclasses.replace(asked.workload, weights=str(path), weights_skip=skip or None)
+    )
+
+
+def test_a_run_starts_from_the_weights_it_is_given_and_goes_on_without_their_file(run: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(run / "model.safetensors", tmp_path / "w"))
+    for name in ("part", "whole"):
+        asked = with_weights(job(tmp_path / name, lr=1e-9), given)
+        train_job(asked, [PauseAt(1)] if name == "part" else ())
+    given.unlink()
+    before, after = load_file(run / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors")
+    learnt = [name for name in before if name.endswith("weight")]
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in learnt)
+    assert resume_job(tmp_path / "part").status == "completed"
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("part", "whole")]
+    assert files[0] == files[1]
+    remembered = read_report(tmp_path / "whole").workload
+    assert remembered["weights"] == str(given)
+    assert len(remembered["weights_digest"]) == 32
+    assert "weights_digest" not in read_report(run).workload
+
+
+@pytest.mark.parametrize("call", [plan_job, train_job])
+def test_weights_of_another_model_are_refused_by_name(run: Path, tmp_path: Path, call: Callable[[Job], Report]) -> None:
+    asked = with_weights(job(tmp_path / "run", data="synthetic:1x8x8:5:60"), run / "model.safetensors")
+    with pytest.raises(ConfigError, match="classifier") as caught:
+        call(asked)
+    assert {fault.split()[0] for fault in caught.value.faults} == {"classifier.weight", "classifier.bias"}
+    assert list(tmp_path.iterdir()) == []
+    assert call(with_weights(asked, run / "model.safetensors", "classifier")).status in ("planned", "completed")
+
+
+def test_a_file_of_weights_that_is_not_there_is_answered_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "ask", lambda *args: pytest.fail("a process was started"))
+    with pytest.raises(UsageError, match="no such file"):
+        plan_job(with_weights(job(tmp_path / "run"), tmp_path / "absent.pt"))

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -26,9 +27,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def run_train_or_plan(shell: Shell, given: dict[str, Any]) -> int:
+    """Train a network under a memory budget, one module at a time, and report what it saved."""
+    return (run_plan if given["dry_run"] else run_train)(shell, given)
+
+
 COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
     ("plan", run_plan, (*TRAINING, "pareto"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
-    ("train", run_train, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("train", run_train_or_plan, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
     (
         "evaluate",

@@ -78,6 +78,8 @@ _declare(
 _declare(_P, "image_size", int, "--image-size N", "Resize images to N x N. (default: as they are)")
 _declare(_P, "data_root", str, "--data-root PATH", "Where to look for dataset files first.")
 _declare(_P, "train_limit", int, "--train-limit N", "Use at most N training samples.")
+_declare(_P, "weights", str, "--weights FILE", "Start from a state dict: safetensors, or of torch.save.")
+_declare(_P, "weights_skip", str, "--weights-skip NAME,...", "Tensors or layers that it does not fill.")
 
 _P = "Method"
 _declare(_P, "epochs", int, "--epochs N", "Epochs of each module in each lap.")

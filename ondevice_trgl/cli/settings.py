@@ -22,6 +22,8 @@ def resolve_settings(given: Mapping[str, Any]) -> Resolved:
     flags = {name: given[name] for name in DEFAULTS if given.get(name) is not None}
     if "modules" in flags:
         flags["modules"] = parse_modules(flags["modules"])
+    if "weights_skip" in flags:
+        flags["weights_skip"] = _split(flags["weights_skip"])
     if "tau" in flags:
         flags["tau"] = _number(flags["tau"], float)
     if "micro_batch" in flags:
@@ -47,6 +49,10 @@ def parse_modules(text: str) -> str | int | tuple[str, ...]:
     number = _number(text, int)
     if isinstance(number, int):
         return number
+    return _split(text)
+
+
+def _split(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from ondevice_trgl.cli.display import make_progress
-from ondevice_trgl.cli.plan import run_plan
 from ondevice_trgl.cli.present import exit_code, show
 from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
@@ -14,8 +13,6 @@ from ondevice_trgl.report.table import plain
 
 def run_train(shell: Shell, given: dict[str, Any]) -> int:
     """Train a network under a memory budget, one module at a time, and report what it saved."""
-    if given["dry_run"]:
-        return run_plan(shell, given)
     resolved = resolve_settings(given)
     prepare_process(shell, "train", given)
     if shell.verbose:

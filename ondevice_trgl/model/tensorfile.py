@@ -30,7 +30,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _MOST_HEADER = 64 << 20
 _PIECE_BYTES = 8 << 20
 
@@ -166,7 +166,7 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
             for name, entry in header.items():
                 if not wanted(name):
                     continue
-                dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+                dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
                 begin, end = entry["data_offsets"]
                 size = math.prod(shape) * dtype.itemsize
                 if begin < 0 or min(shape, default=0) < 0 or size != end - begin:

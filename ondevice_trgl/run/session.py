@@ -21,6 +21,8 @@ from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.checkpointer import Checkpointer
+from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.guards import last_report
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.opening import Opened
@@ -57,17 +59,18 @@ class Session:
             self.data, p.plan.cache_tier, p.plan.cache_dtype, p.run.cache_folder(p.config.cache_dir)
         )
         progress = self._progress()
-        scheduler = Scheduler(
+        context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
             self.budget,
         )  # fmt: skip
+        scheduler = Scheduler(context, Checkpointer(context))
         known = self.peak_before, p.plan.set_up_bytes, (before.measured_peak_bytes or 0) if before else 0
         scheduler.peak_outside = max(known)
         seconds_before = before.seconds.total if before else 0.0
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         try:
             self.budget.start(p.plan.floor_bytes)
-            scheduler.restore_callbacks()
+            scheduler.checkpointer.restore_callbacks()
             progress.call("on_fit_start")
             scheduler.fit()
             p.store.assemble(p.run.model, p.aliases)

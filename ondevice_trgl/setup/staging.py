@@ -21,6 +21,7 @@ from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import aliases_of, evict, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
@@ -33,10 +34,14 @@ from ondevice_trgl.setup.requests import StageRequest
 from ondevice_trgl.workload import build_for, load_bundle
 
 Made = nn.Module | Callable[[], nn.Module]
+Fill = Callable[[nn.Module, Callable[[], None]], None]
+"""Gives a model that was just made other weights; calls its second argument behind every few megabytes."""
 
 
 @contextlib.contextmanager
-def built(made: Made, data: dict[str, Source], folder: Path) -> Iterator[tuple[Chain, Callable[[], None]]]:
+def built(
+    made: Made, data: dict[str, Source], folder: Path, fill: Fill | None = None
+) -> Iterator[tuple[Chain, Callable[[], None]]]:
     """(chain, release) of a model that is there, or is made here with its weights in a file in `folder`.
 
     `release()` drops from memory what of the weights was touched; a model that was there stays as it is.
@@ -52,6 +57,8 @@ def built(made: Made, data: dict[str, Source], folder: Path) -> Iterator[tuple[C
                 f"the callable returned {type(model).__name__}, expected an nn.Module", hint="return the model itself"
             )
         filed.take(model)
+    if fill is not None:
+        fill(model, filed.release)
     release_code_pages()
     with filed.dropped_as_read():
         chain = chain_of(model, data)
@@ -59,13 +66,21 @@ def built(made: Made, data: dict[str, Source], folder: Path) -> Iterator[tuple[C
     yield chain, filed.release
 
 
-def stage(made: Made, data: dict[str, Source], record: RunRecord, folder: Path, *, weights: bool = True) -> Chain:
+def stage(
+    made: Made,
+    data: dict[str, Source],
+    record: RunRecord,
+    folder: Path,
+    *,
+    weights: bool = True,
+    fill: Fill | None = None,
+) -> Chain:
     """Write the model's blueprint, weights and record into `folder`; returns its chain, evicted.
 
     Without `weights` they stay where they are, in the model. Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
-    with built(made, data, folder) as (chain, release):
+    with built(made, data, folder, fill) as (chain, release):
         reason = ""
         try:
             _write(folder / BLUEPRINT, to_blueprint(chain))
@@ -95,12 +110,12 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _stage(request: StageRequest) -> dict[str, Any]:
-    job = request.job
+    job, given = request.job, request.job.workload
 
     def work(helper: Helper) -> None:
         bundle = load_bundle(job.workload, job.config.seed, request.folder.parent)
         data = sources(bundle.train, bundle.val, bundle.test)
-        subject = {
+        subject: dict[str, Any] = {
             "description": bundle.description,
             "digest": bundle.digest,
             "input_shape": list(bundle.input_shape),
@@ -108,7 +123,24 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             "samples": {name: len(split.labels) for name, split in data.items()},
         }
         record = RunRecord(job.config, {}, job.workload, subject, job.baseline, job.command, job.allocator)
-        chain = stage(lambda: build_for(job.workload, bundle, job.config.seed), data, record, request.folder)
+
+        def fill(model: nn.Module, release: Callable[[], None]) -> None:
+            assert given.weights is not None
+            helper.limit.lift()  # a mapping of the file counts there as if it were memory
+            try:  # known once they are read, and before the record is written
+                subject["weights_digest"] = read_weights(
+                    Path(given.weights), model, skip=given.weights_skip or (), written=release
+                )
+            finally:
+                helper.limit.set(helper.room_bytes)
+
+        chain = stage(
+            lambda: build_for(job.workload, bundle, job.config.seed),
+            data,
+            record,
+            request.folder,
+            fill=None if given.weights is None else fill,
+        )
         helper.limit.set(helper.room_bytes)
         measure(chain, job.config, request.folder)
 

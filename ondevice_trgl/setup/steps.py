@@ -14,7 +14,7 @@ from pathlib import Path
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.meter import process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError
+from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
 from ondevice_trgl.processes import Ask, ask
@@ -53,6 +53,8 @@ def set_up(job: Job, folder: Path, ask: Ask = ask) -> None:
 
 def _set_up(job: Job, folder: Path, ask: Ask) -> None:
     check_model_name(job.workload.model)
+    if job.workload.weights is not None and not Path(job.workload.weights).is_file():
+        raise UsageError(f"weights {job.workload.weights}: there is no such file", hint="check the path")
     release_code_pages()  # while this process waits for its children it needs next to none
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     try:

@@ -3,13 +3,19 @@
 Parameters are updated one at a time, in one pass over memory and without temporaries, and each gradient is dropped as
 soon as it is used. What the kernels cannot take (complex numbers, a gradient of another dtype or memory order than its
 parameter, a device that is neither CPU nor CUDA) goes through torch's functional forms: AdamW then holds up to two
-temporaries of that parameter's size, which no plan counts.
+temporaries of that parameter's size, which no plan counts. As a last resort gradients and state wait on disk (spill).
 """
+
+import weakref
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
+
+from ondevice_trgl.trgl.spill import Spill, is_spillable
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DEVICES = ("cpu", "cuda")
@@ -24,18 +30,48 @@ class Optimizer:
     ) -> None:
         self.kind, self.parameters = kind, parameters
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.state: dict[str, Tensor] = {}
+        self._state: dict[str, Tensor] = {}
+        self._spill: Spill | None = None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
         """Tensors by `what.parameter`: momentum.*, or mean.*, square.*, steps.*"""
+        return self._state if self._spill is None else {**self._state, **self._spill.state()}
+
+    def spill(self, folder: Path) -> None:
+        """From now on gradients and state of large parameters wait in a file in `folder`. Raises StorageError.
+
+        Memory: of those, one gradient at a time and some megabytes. Slower by what the disk takes.
+        """
+        if self._spill is not None:
+            return
+        large = {name: parameter for name, parameter in self.parameters.items() if is_spillable(parameter)}
+        self._spill = Spill(folder, large, self._kinds)
+        self._closing = weakref.finalize(self, self._spill.close)  # hooks of a run that failed must not stay
+        self.load(self._state)
+
+    def close(self) -> None:
+        """Take hooks and file away, if there are any; the parameters stay."""
+        if self._spill is not None:
+            self._closing()
+            self._spill = None
+
+    def _in_memory(self) -> dict[str, nn.Parameter]:
+        spilled = self._spill.parameters if self._spill is not None else {}
+        return {name: parameter for name, parameter in self.parameters.items() if name not in spilled}
 
     def allocate(self) -> None:
         """Make the state now that the first step would make: from then on every step takes the same memory."""
-        for name, parameter in self.parameters.items():
-            if self.kind == "adamw" and f"mean.{name}" not in self.state:
-                self.state[f"mean.{name}"] = torch.zeros_like(parameter)
-                self.state[f"square.{name}"] = torch.zeros_like(parameter)
-                self.state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            elif self.kind == "sgd" and self.momentum and f"momentum.{name}" not in self.state:
-                self.state[f"momentum.{name}"] = torch.zeros_like(parameter)
+        if self.kind == "adamw":
+            for name in self._spill.parameters if self._spill is not None else ():
+                self._state.setdefault(f"steps.{name}", torch.zeros((), dtype=torch.float32))
+        for name, parameter in self._in_memory().items():
+            if self.kind == "adamw" and f"mean.{name}" not in self._state:
+                self._state[f"mean.{name}"] = torch.zeros_like(parameter)
+                self._state[f"square.{name}"] = torch.zeros_like(parameter)
+                self._state[f"steps.{name}"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            elif self.kind == "sgd" and self.momentum and f"momentum.{name}" not in self._state:
+                self._state[f"momentum.{name}"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -45,19 +81,38 @@ class Optimizer:
         they were, their gradients kept: a second call goes on with the one that it stopped at.
         """
         self.allocate()
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._in_memory().items():
             gradient = parameter.grad
             if gradient is None:
                 continue
-            decay = self.weight_decay if parameter.ndim >= 2 else 0.0
-            if self.kind == "sgd":
-                self._sgd(name, parameter, gradient, lr, decay)
-            else:
-                self._adamw(name, parameter, gradient, lr, decay)
+            state = [self._state[f"{kind}.{name}"] for kind in self._kinds]
+            self._advance(name)
+            self._change(name, lr, parameter, gradient, *state)
             parameter.grad = None
+        for name in self._spill.parameters if self._spill is not None else ():
+            assert self._spill is not None
+            if self._spill.has_gradient(name):
+                self._advance(name)
+                self._spill.update(name, partial(self._change, name, lr))
 
-    def _sgd(self, name: str, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
-        state = [self.state[f"momentum.{name}"]] if self.momentum else []
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return ("mean", "square") if self.kind == "adamw" else ("momentum",) if self.momentum else ()
+
+    def _advance(self, name: str) -> None:
+        if self.kind == "adamw":
+            self._state[f"steps.{name}"].add_(1)
+
+    def _change(self, name: str, lr: float, parameter: Tensor, gradient: Tensor, *state: Tensor) -> None:
+        """Update `parameter`, or a chunk of that which is called `name`."""
+        decay = self.weight_decay if self.parameters[name].ndim >= 2 else 0.0
+        if self.kind == "sgd":
+            self._sgd(parameter, gradient, [*state], lr, decay)
+        else:
+            mean, square = state
+            self._adamw(parameter, gradient, mean, square, self._state[f"steps.{name}"], lr, decay)
+
+    def _sgd(self, parameter: Tensor, gradient: Tensor, state: list[Tensor], lr: float, decay: float) -> None:
         if _is_fusable(parameter, gradient, *state):
             torch._fused_sgd_(
                 [parameter], [gradient], state,
@@ -73,26 +128,33 @@ class Optimizer:
             dampening=0.0, nesterov=False, maximize=False, foreach=False,
         )  # fmt: skip
 
-    def _adamw(self, name: str, parameter: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
-        mean, square, steps = (self.state[f"{what}.{name}"] for what in ("mean", "square", "steps"))
+    def _adamw(
+        self, parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, steps: Tensor, lr: float, decay: float
+    ) -> None:
         if _is_fusable(parameter, gradient, mean, square):
-            steps.add_(1)
             torch._fused_adamw_(
                 [parameter], [gradient], [mean], [square], [], [steps],
                 lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
             return
         adamw(
-            [parameter], [gradient], [mean], [square], [], [steps],
+            [parameter], [gradient], [mean], [square], [], [steps - 1],  # which it counts up itself
             lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False, foreach=False,
         )  # fmt: skip
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over `state` as it was saved."""
-        self.state = dict(state)
+        self._state = dict(state)
+        if self._spill is not None:
+            for name in self._spill.parameters:
+                for kind in self._kinds:
+                    if (values := self._state.pop(f"{kind}.{name}", None)) is not None:
+                        self._spill.put(name, kind, values)
 
     def drop_gradients(self) -> None:
         """Set every gradient to None: gives its memory back."""
+        if self._spill is not None:
+            self._spill.drop_gradients()
         for parameter in self.parameters.values():
             parameter.grad = None
 

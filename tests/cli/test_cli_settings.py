@@ -16,6 +16,7 @@ BUDGET = ("--budget", "600MB")
 def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
     flags = {
         "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16, "data_root": "d", "train_limit": 9,
+        "weights": "w.pt", "weights_skip": "fc, head.weight",
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",
         "batch_size": 24,
@@ -28,7 +29,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     assert result.code == 0
     (job,) = jobs.jobs
     settings = job.workload.to_dict() | job.config.to_dict()
-    expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8}
+    expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8, "weights_skip": ["fc", "head.weight"]}
     assert {name: settings[name] for name in flags} == expected
     assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
     assert job.command.startswith("trgl-device train --model resnet18 --data synthetic:3x8x8:4:32 ")

@@ -1,0 +1,76 @@
+"""What every part of a running training works with, and the few things that each of them does to a module."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.model.partition import Partition
+from ondevice_trgl.model.store import ModuleStore, evict
+from ondevice_trgl.plan.plan import Plan, Rung
+from ondevice_trgl.run.batches import buffer_for
+from ondevice_trgl.run.boundaries import Boundaries
+from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.sweep import Swept, sweep
+from ondevice_trgl.trgl.step import Objective
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of one sitting. Modules and heads are evicted but for those that are being worked on."""
+
+    partition: Partition
+    heads: Sequence[nn.Module | None]
+    plan: Plan
+    config: TrainConfig
+    store: ModuleStore
+    run: RunDir
+    boundaries: Boundaries
+    progress: Progress
+    meter: PeakMeter
+    device: torch.device
+    budget: Budget
+
+    def load(self, index: int) -> None:
+        """Fill module `index` and its head from disk. Raises BudgetExceededError, DamagedFileError."""
+        self.budget.attempt(
+            lambda: self.store.load(index, self.partition.modules[index], self.heads[index], self.device),
+            f"loading module {index}",
+        )
+
+    def evict(self, index: int) -> None:
+        """Drop module `index` and its head from memory; what is to be kept was saved before."""
+        evict(self.partition.modules[index], self.heads[index])
+        release_memory()
+
+    def objective(self, index: int, rung: Rung) -> Objective:
+        """The TRGL objective of module `index`, as `rung` trains it."""
+        config = self.config
+        return Objective(
+            self.partition.modules[index],
+            self.heads[index],
+            tau=config.tau_value,
+            transport=config.transport,
+            transport_norm=config.transport_norm,
+            label_smoothing=config.label_smoothing,
+            pieces=self.partition.pieces(index) if rung.checkpointed else (),
+        )
+
+    def sweep(self, index: int, objective: Objective, buffer: Tensor, *, write: bool) -> Swept:
+        """Every sample through module `index`, to the next boundary with `write`; see `sweep`."""
+        module = self.partition.modules[index]
+        return sweep(objective, buffer, self.boundaries, self.progress, module, self.device, self.budget, write=write)
+
+    def buffer(self, index: int, rung: Rung) -> Tensor:
+        """An input buffer for module `index`, (micro-batch, *in_shape)."""
+        return buffer_for(rung.micro_batch_size, self.partition.modules[index].in_shape, self.dtype(index))
+
+    def dtype(self, index: int) -> torch.dtype:
+        """Of the input of module `index`."""
+        return self.partition.chain.in_dtype if index == 0 else torch.float32

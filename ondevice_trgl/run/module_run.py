@@ -1,0 +1,207 @@
+"""One module in one lap: its epochs and steps from wherever it stands, then the sweep that leaves its boundary."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
+from ondevice_trgl.model.store import parameter_count
+from ondevice_trgl.plan.plan import Rung, rung_within
+from ondevice_trgl.run.batches import check_finite, mix, place, shuffled
+from ondevice_trgl.run.checkpointer import Checkpointer
+from ondevice_trgl.run.context import Context
+from ondevice_trgl.run.measured import Paused
+from ondevice_trgl.run.position import Position
+from ondevice_trgl.run.stepper import Pressure, Stepper
+from ondevice_trgl.trgl.optim import Optimizer
+
+Pressed = Callable[[Pressure, Rung], None]
+"""Told of every time that memory ran short, with the rung that the module goes on at."""
+
+
+class ModuleRun:
+    """Trains module `index`, which is loaded, in lap `lap`. `lowest`: the rung that it had to go down to before."""
+
+    def __init__(
+        self,
+        context: Context,
+        checkpointer: Checkpointer,
+        lap: int,
+        index: int,
+        *,
+        lowest: Rung | None,
+        pressed: Pressed,
+    ) -> None:
+        self.context, self.checkpointer, self.lap, self.index = context, checkpointer, lap, index
+        self.module, head = context.partition.modules[index], context.heads[index]
+        self.position = checkpointer.position(index)
+        self.measured = dataclasses.replace(self.position.measured, params=parameter_count(self.module, head))
+        self.stepper = self._stepper(lowest, pressed)
+
+    def _stepper(self, lowest: Rung | None, pressed: Pressed) -> Stepper:
+        """The module as it stands, on the highest rung that the budget allows, or where it was."""
+        context, config, position = self.context, self.context.config, self.position
+        ladder = context.plan.ladders[self.index]
+        rung = rung_within(ladder, context.budget.bytes)
+        for lower in (lowest, position.rung if position.epoch or position.step else None):
+            if lower in ladder:
+                rung = ladder[max(ladder.index(rung), ladder.index(lower))]
+        optimizer = Optimizer(
+            config.optimizer,
+            context.objective(self.index, rung).parameters(),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        optimizer.load(
+            context.budget.attempt(
+                lambda: context.store.load_extra(self.index, "optim", context.device),
+                f"optimizer state of module {self.index}",
+            )
+        )
+        return Stepper(
+            partial(context.objective, self.index),
+            optimizer,
+            ladder,
+            rung,
+            batch_size=context.plan.batch_size,
+            in_shape=self.module.in_shape,
+            in_dtype=context.dtype(self.index),
+            device=context.device,
+            budget=context.budget,
+            notify=pressed,
+        )
+
+    def train(self) -> None:
+        """All epochs that are left. Raises Paused, NonFiniteError, BudgetExceededError, StorageError."""
+        self.stepper.objective.train_mode(True)
+        random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
+        if "rng" in random:
+            torch.set_rng_state(random["rng"])
+        for epoch in range(self.position.epoch, self.context.config.epochs):
+            self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0)
+        self.measured.cache_read_bytes += self.context.boundaries.traffic()[0]
+
+    def _epoch(self, epoch: int, done: int) -> None:
+        """Epoch `epoch`, of which `done` steps are behind it."""
+        progress, seed, batch = self.context.progress, self.context.config.seed, self.context.plan.batch_size
+        rows = len(self.context.boundaries.source("train").labels)
+        order = shuffled(rows, seed, self.lap, self.index, epoch)
+        progress.start_epoch(epoch, done)
+        if done:
+            progress.tally = dataclasses.replace(self.position.tally)
+        else:
+            torch.manual_seed(mix(seed, self.lap, self.index, epoch, 1))
+        progress.call("on_epoch_start")
+        for start in range(done * batch, len(order) - batch + 1, batch):
+            self._step(order[start : start + batch])
+        measured, tally = self.measured, progress.tally
+        measured.train_loss, measured.transport_cost = tally.mean_task_loss(), tally.mean_transport()
+        self.note_peak()
+        self.context.run.event(
+            "epoch", lap=self.lap, module=self.index, epoch=epoch, task_loss=measured.train_loss,
+            transport_cost=measured.transport_cost, train_accuracy=tally.accuracy(),
+            peak_bytes=measured.measured_peak_bytes,
+        )  # fmt: skip
+        progress.call("on_epoch_end")
+
+    def _step(self, indices: list[int]) -> None:
+        progress = self.context.progress
+        progress.call("on_step_start")
+        self._follow_the_budget()
+        started = time.perf_counter()
+        try:
+            tally = self.stepper.step(self.context.boundaries.source("train"), indices, self._lr())
+        except NonFiniteError as error:
+            raise self._located(error, indices) from error
+        except BudgetExceededError:
+            self._checkpoint()
+            raise
+        self.measured.train_seconds += time.perf_counter() - started
+        progress.tally.add(tally)
+        progress.step += 1
+        self.measured.epochs_done += 1.0 / progress.steps
+        progress.call("on_step_end")
+        pausing = progress.pause.is_set()
+        if pausing or self.checkpointer.is_due():
+            self._checkpoint()
+        if pausing:
+            self.context.run.event("pause", lap=self.lap, module=self.index, epoch=progress.epoch, step=progress.step)
+            progress.call("on_pause")
+            raise Paused
+
+    def _checkpoint(self) -> None:
+        """Save the module in mid-training."""
+        progress, measured = self.context.progress, self.measured
+        epoch, step = (progress.epoch, progress.step) if progress.step < progress.steps else (progress.epoch + 1, 0)
+        measured.train_loss, measured.transport_cost = progress.tally.mean_task_loss(), progress.tally.mean_transport()
+        self.note_peak()
+        read = measured.cache_read_bytes + self.context.boundaries.traffic()[0]
+        position = Position(
+            self.lap,
+            epoch,
+            step,
+            dataclasses.replace(measured, cache_read_bytes=read),
+            progress.tally,
+            self.stepper.rung,
+        )
+        random = {"rng": torch.get_rng_state()} if step else {}
+        self.checkpointer.save(self.index, position, optim=self.stepper.optimizer.state, run=random)
+
+    def _follow_the_budget(self) -> None:
+        """Let a smaller budget that was asked for take effect."""
+        budget = self.context.budget
+        if not budget.is_asked:
+            return
+        self.note_peak()
+        if budget.take(larger=False):
+            self.context.progress.budget_bytes = budget.bytes
+            self.context.run.event("budget", lap=self.lap, module=self.index, budget_bytes=budget.bytes)
+            self.stepper.fit()
+
+    def finish(self) -> None:
+        """Write the boundary behind the module, its accuracies and its last checkpoint."""
+        context, measured, boundaries = self.context, self.measured, self.context.boundaries
+        last = self.index == len(context.heads) - 1
+        started, (read, _) = time.perf_counter(), boundaries.traffic()
+        swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=not last)
+        measured.cache_seconds += time.perf_counter() - started
+        measured.cache_write_bytes += boundaries.traffic()[1]
+        measured.cache_read_bytes += boundaries.traffic()[0] - read
+        measured.train_accuracy = context.progress.train_accuracy = swept.accuracy.get("train")
+        measured.val_accuracy = context.progress.val_accuracy = swept.accuracy.get("val")
+        measured.test_accuracy = swept.accuracy.get("test")
+        self.note_peak()
+        # at this rung's micro-batch the accuracies come out again
+        position = Position(laps_done=self.lap + 1, measured=measured, rung=self.stepper.rung)
+        keep = self.stepper.optimizer.state if self.lap + 1 < context.config.laps else {}
+        self.checkpointer.save(self.index, position, optim=keep, run=swept.probabilities)
+        context.run.event("module_end", lap=self.lap, module=self.index, **vars(measured))
+        context.progress.call("on_module_end")
+
+    def note_peak(self) -> None:
+        """Take the meter's peak into the module's figures and the run's."""
+        self.measured.measured_peak_bytes = max(self.measured.measured_peak_bytes, self.context.budget.note_peak())
+        progress = self.context.progress
+        progress.peak_bytes = max(progress.peak_bytes or 0, self.measured.measured_peak_bytes)
+
+    def _lr(self) -> float:
+        progress = self.context.progress
+        done = (progress.epoch * progress.steps + progress.step) / (progress.epochs * progress.steps)
+        return self.context.config.learning_rate_at(done)
+
+    def _located(self, error: NonFiniteError, indices: list[int]) -> NonFiniteError:
+        """`error` with the place, and the sample where the input itself is not finite."""
+        progress, buffer = self.context.progress, self.stepper.buffer
+        source = self.context.boundaries.source("train")
+        for start in range(0, len(indices), len(buffer)):
+            part = indices[start : start + len(buffer)]
+            source.read(part, buffer)
+            check_finite(buffer, part, place(self.index, "train"))
+        return NonFiniteError(
+            f"{error.message} in lap {self.lap}, module {self.index} ({progress.module_name}), epoch {progress.epoch}, "
+            f"step {progress.step}",
+            hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
+        )
