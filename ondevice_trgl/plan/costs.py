@@ -10,7 +10,10 @@ from typing import Any
 
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.trgl.spill import CHUNK_ELEMENTS
 
+_CHUNKS = 3 * 4 * CHUNK_ELEMENTS
+"""Held while an update walks what is on disk."""
 SMALL, LARGE = 2, 4
 """The two batches that lines are drawn through."""
 
@@ -63,6 +66,8 @@ class Cost:
 
     parameters: int
     buffers: int
+    largest: int
+    """Of its largest parameter."""
     kernel: int
     """Of its largest parameter with three dimensions or more, a convolution's."""
     saved: Affine
@@ -124,21 +129,31 @@ class Costs:
         return self.tensors(start, stop, micro_batch, accumulate=accumulate, checkpointed=checkpointed).total
 
     def tensors(
-        self, start: int, stop: int, micro_batch: int, *, accumulate: bool, checkpointed: bool = False
+        self,
+        start: int,
+        stop: int,
+        micro_batch: int,
+        *,
+        accumulate: bool,
+        checkpointed: bool = False,
+        spilled: bool = False,
     ) -> Breakdown:
-        """`module_bytes` by purpose, at the moment of the peak."""
+        """`module_bytes` by purpose, at the moment of the peak.
+
+        With `spilled`, gradients leave memory as they come, and optimizer state is never there but in chunks.
+        """
         head = self.heads[stop - 1] if stop < len(self.segments) else None
         parts = [*self.segments[start:stop], *([head] if head else [])]
         parameters = sum(part.parameters for part in parts)
         ends = head.parameters if head else 0
         # the update holds every gradient, and nothing of its own
-        peak = _Moment(gradients=parameters - ends, head=ends)
+        peak = _Moment(gradients=_CHUNKS) if spilled else _Moment(gradients=parameters - ends, head=ends)
         alive, passed, rest = 0.0, 0.0, parameters
         for index, part in enumerate(parts):
             rest -= part.parameters
             recomputed = checkpointed and part is not head
-            before = parameters if accumulate else 0  # gradients of earlier micro-batches
-            behind = parameters if accumulate else rest  # and of the later parts, when backward gets here
+            before = parameters if accumulate and not spilled else 0  # gradients of earlier micro-batches
+            behind = 0 if spilled else parameters if accumulate else rest  # of the later parts, when backward gets here
             forward = part.forward_peak(micro_batch)
             inside, at_head = (0.0, forward) if part is head else (forward, 0.0)
             held = min(ends, before)
@@ -147,13 +162,15 @@ class Costs:
                 alive += passed
             line = (part.backward_peak if index else part.entry_peak).line(micro_batch)
             backward = line(micro_batch)
+            if spilled and not recomputed:  # of this part's gradients one is there at a time
+                backward -= min(part.parameters - part.largest, max(0.0, line.constant))
             if recomputed:  # its output and the gradient of that are held from outside
                 backward += micro_batch * self.output_bytes[start + index] + part.output(micro_batch)
             held = min(ends, behind)
             if part is head:
                 now = _Moment(behind - held, alive, held + backward)
             else:  # what does not grow with the batch are gradients of parameters
-                own = min(float(part.parameters), max(0.0, line.constant))
+                own = min(float(part.largest if spilled else part.parameters), max(0.0, line.constant))
                 now = _Moment(behind - held + own, alive + backward - own, held)
             peak = max(peak, now, key=_Moment.bytes)
             if recomputed:
@@ -162,9 +179,9 @@ class Costs:
                 alive += part.saved(micro_batch)
                 passed = part.output(micro_batch)
         weights = sum(part.parameters + part.buffers for part in parts)
-        state = Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
+        state = 0 if spilled else Optimizer.state_bytes(self.optimizer, parameters, self.momentum)
         source = micro_batch * (self.output_bytes[start - 1] if start else self.input_bytes)
-        of_head = Optimizer.state_bytes(self.optimizer, ends, self.momentum) if head else 0
+        of_head = Optimizer.state_bytes(self.optimizer, ends, self.momentum) if head and not spilled else 0
         at_head = head.parameters + head.buffers if head else 0
         result = Breakdown(
             weights=weights - at_head,

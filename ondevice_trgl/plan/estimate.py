@@ -117,6 +117,7 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
     return Cost(
         parameters=parameters,
         buffers=total - parameters,
+        largest=max((p.numel() * p.element_size() for p in module.parameters()), default=0),
         kernel=max((p.numel() * p.element_size() for p in module.parameters() if p.ndim >= 3), default=0),
         saved=Affine.through(small.saved, large.saved),
         output=Affine.through(small.output, large.output),

@@ -11,6 +11,18 @@ from ondevice_trgl.units import format_size
 
 
 @dataclass(frozen=True)
+class Level:
+    """A way to train any module."""
+
+    micro: int
+    """Micro-batch size."""
+    checkpointed: bool
+    """Activations inside the module are computed again in the backward pass, from the inputs of its segments."""
+    spilled: bool = False
+    """Gradients and optimizer state wait on disk, and come into memory a few megabytes at a time."""
+
+
+@dataclass(frozen=True)
 class Rung:
     """One way to train a module; the way below it on the ladder takes less memory."""
 
@@ -21,9 +33,17 @@ class Rung:
     """Predicted, whole process."""
     measured: bool = False
     """Predicted from a step that was run, not from the estimate alone."""
+    spilled: bool = False
+    """Gradients and optimizer state wait on disk."""
+
+    @property
+    def level(self) -> Level:
+        """The way alone, without what it takes."""
+        return Level(self.micro_batch_size, self.checkpointed, self.spilled)
 
     def __str__(self) -> str:
-        return f"micro-batch {self.micro_batch_size}{', checkpointed' if self.checkpointed else ''}"
+        ways = ["checkpointed"] * self.checkpointed + ["gradients and optimizer state on disk"] * self.spilled
+        return ", ".join([f"micro-batch {self.micro_batch_size}", *ways])
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,11 @@ class Plan:
     def checkpointed(self) -> bool:
         """Whether any module computes activations again."""
         return any(rung.checkpointed for rung in self.rungs)
+
+    @property
+    def spilled(self) -> bool:
+        """Whether any module has gradients and optimizer state on disk."""
+        return any(rung.spilled for rung in self.rungs)
 
     @property
     def grad_accum_steps(self) -> int:

@@ -19,8 +19,8 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.pareto import Choice, unbeaten
-from ondevice_trgl.plan.plan import Plan, Rung
-from ondevice_trgl.plan.predict import MOST_SHARE, Level, Measured, Predictor
+from ondevice_trgl.plan.plan import Level, Plan, Rung
+from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
 from ondevice_trgl.units import format_size
 
@@ -129,17 +129,20 @@ class Planner:
         full, small = micros[:1], [micro for micro in micros[1:] if micro < SMALL_MICRO_BATCH]
         larger = [micro for micro in micros[1:] if micro >= SMALL_MICRO_BATCH]
         groups = [full + larger, small] if self.exact else [full, larger, small]
-        return [Level(micro, again) for group in groups for again in (False, True) for micro in group]
+        levels = [Level(micro, again) for group in groups for again in (False, True) for micro in group]
+        on_cpu = self.config.device != "cuda" and not self.config.device.startswith("cuda:")
+        return levels + [dataclasses.replace(level, spilled=True) for level in levels if on_cpu]
 
     def rung(self, start: int, stop: int, level: Level) -> Rung:
         """Segments `start` to `stop` on `level`, with the predicted peak of the whole process."""
         known = self.predictor.rehearsed(start, stop, level)
         peak = self.floor + self.predictor.above(start, stop, level) + self.beside
-        return Rung(level.micro, level.checkpointed, peak, known is not None and known.is_direct)
+        is_measured = known is not None and known.is_direct
+        return Rung(level.micro, level.checkpointed, peak, is_measured, level.spilled)
 
     def breakdown(self, start: int, stop: int, rung: Rung) -> Breakdown:
         """What the bytes of the peak of these segments on `rung` are for."""
-        tensors = self.predictor.tensors(start, stop, Level(rung.micro_batch_size, rung.checkpointed))
+        tensors = self.predictor.tensors(start, stop, rung.level)
         tensors = dataclasses.replace(tensors, activations=tensors.activations + self.beside)
         return tensors.with_total(rung.peak_bytes, floor=self.floor)
 
@@ -180,7 +183,7 @@ class Planner:
                     for a, b in pairwise(bounds)
                 ]
                 candidate = Candidate(bounds, tuple((self.rung(*span),) for span in spans))
-                if level.checkpointed and not any(one.checkpointed for _, _, one in spans):
+                if level.spilled or (level.checkpointed and not any(one.checkpointed for _, _, one in spans)):
                     continue
                 seconds = [self._seconds(*span) for span in spans]
                 known = [value for value in seconds if value is not None]

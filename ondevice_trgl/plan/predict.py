@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from ondevice_trgl.device.limit import CODE_BYTES
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.plan import Level
 
 # Measured on two cores, torch 2.13 CPU.
 MOST_SHARE = 0.30
 """Of what moves, allowed for beside it where that must be enough."""
 _KERNELS = 2 / MOST_SHARE
 """At that share, room for the largest kernel of a convolution and for its gradient once more."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """A way to train any module."""
-
-    micro: int
-    checkpointed: bool
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Rehearsed:
     """Of one micro-batch forwards, its output cached."""
 
 
-Measured = Mapping[tuple[int, int, int, bool], Rehearsed]
-"""By (start, stop, micro-batch, checkpointed)."""
+Measured = Mapping[tuple[int, int, Level], Rehearsed]
+"""By (start, stop, level)."""
 
 
 class Predictor:
@@ -57,7 +50,12 @@ class Predictor:
 
     def _tensors(self, start: int, stop: int, level: Level) -> Breakdown:
         return self._costs.tensors(
-            start, stop, level.micro, accumulate=level.micro < self._batch, checkpointed=level.checkpointed
+            start,
+            stop,
+            level.micro,
+            accumulate=level.micro < self._batch,
+            checkpointed=level.checkpointed,
+            spilled=level.spilled,
         )
 
     def _moving(self, start: int, stop: int, level: Level) -> float:
@@ -69,8 +67,7 @@ class Predictor:
     def _learned(self) -> list[tuple[float, float]]:
         """Of what was rehearsed: the estimate of what moves, and how many times that it took, at least once."""
         found = []
-        for (start, stop, micro, again), known in self._rehearsed.items():
-            level = Level(micro, again)
+        for (start, stop, level), known in self._rehearsed.items():
             moving = self._moving(start, stop, level)
             found.append((moving, max(1.0, (known.above_bytes - self.tensors(start, stop, level).still) / moving)))
         return found
@@ -90,7 +87,7 @@ class Predictor:
 
     def rehearsed(self, start: int, stop: int, level: Level) -> Rehearsed | None:
         """What a rehearsal of these segments on `level` showed."""
-        return self._rehearsed.get((start, stop, level.micro, level.checkpointed))
+        return self._rehearsed.get((start, stop, level))
 
     def allowing(self, share: float) -> "Predictor":
         """One that allows for at least `share`, and takes every module for the worst that was rehearsed."""

@@ -15,7 +15,8 @@ _INEXACT = "BatchNorm then sees micro-batches, so results differ a little from t
 def reasons_for(plan: Plan, config: TrainConfig, train_rows: int, *, exact: bool) -> Plan:
     """`plan` with a reason for each of its choices. `exact`: accumulating gradients changes nothing in the result."""
     reasons = [*_batch(plan, config, train_rows), *_modules(plan, config), *_end_to_end(plan)]
-    reasons += [*_micro_batches(plan, config, exact=exact), *_checkpointing(plan), *_cache(plan, config)]
+    reasons += [*_micro_batches(plan, config, exact=exact), *_checkpointing(plan)]
+    reasons += [*_spilling(plan), *_cache(plan, config)]
     return dataclasses.replace(plan, reasons=tuple(reasons))
 
 
@@ -29,7 +30,7 @@ def _modules(plan: Plan, config: TrainConfig) -> list[str]:
     count, budget = plan.num_modules, format_size(plan.budget_bytes)
     if config.modules != "auto":
         return [f"{count} modules, as asked"]
-    if plan.micro_batch_size == plan.batch_size and not plan.checkpointed:
+    if plan.micro_batch_size == plan.batch_size and not (plan.checkpointed or plan.spilled):
         return [f"{count} modules: the fewest that fit {budget} at the full batch of {plan.batch_size}"]
     return [f"{count} modules: at the full batch of {plan.batch_size} no number of modules fits {budget}"]
 
@@ -65,6 +66,16 @@ def _checkpointing(plan: Plan) -> list[str]:
         return []
     return [
         f"activation checkpointing in module {', '.join(modules)}: same results, the forward pass is computed twice"
+    ]
+
+
+def _spilling(plan: Plan) -> list[str]:
+    modules = [str(k) for k, rung in enumerate(plan.rungs) if rung.spilled]
+    if not modules:
+        return []
+    return [
+        f"gradients and optimizer state on disk in module {', '.join(modules)}: same results, slower by what the disk "
+        "takes, and every step writes to it"
     ]
 
 

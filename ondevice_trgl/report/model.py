@@ -57,6 +57,7 @@ class ModuleReport:
     """What those bytes are for: weights, gradients, optimizer, activations, head, scratch, floor; they add up."""
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
+    optimizer_on_disk: bool = False
     measured_peak_bytes: int | None = None
     """Whole process, highest of the laps."""
     train_seconds: float | None = None

@@ -71,6 +71,7 @@ class ModuleRun:
             in_dtype=context.dtype(self.index),
             device=context.device,
             budget=context.budget,
+            scratch=context.run.cache_folder(config.cache_dir),
             notify=pressed,
         )
 
@@ -178,6 +179,7 @@ class ModuleRun:
         position = Position(laps_done=self.lap + 1, measured=measured, rung=self.stepper.rung)
         keep = self.stepper.optimizer.state if self.lap + 1 < context.config.laps else {}
         self.checkpointer.save(self.index, position, optim=keep, run=swept.probabilities)
+        self.stepper.close()
         context.run.event("module_end", lap=self.lap, module=self.index, **vars(measured))
         context.progress.call("on_module_end")
 

@@ -119,6 +119,7 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         predicted_breakdown=vars(plan.predicted_breakdowns[index]) if plan.breakdowns else None,
         micro_batch_size=plan.rungs[index].micro_batch_size,
         activation_checkpointing=plan.rungs[index].checkpointed,
+        optimizer_on_disk=plan.rungs[index].spilled,
         measured_peak_bytes=measured.measured_peak_bytes or None,
         train_seconds=measured.train_seconds if started else None,
         cache_read_bytes=measured.cache_read_bytes if started else None,

@@ -1,13 +1,15 @@
 """One module's optimizer steps inside the budget: a step that lacks memory is tried again, whole, a rung further down.
 
-A rung further down is a smaller micro-batch or checkpointed activations, so that the result is that of the same batch
-(but for BatchNorm, which sees smaller micro-batches). Nothing of the failed try is left: gradients are dropped, buffers
-and the random generator are put back, parameters are only touched when all gradients are there.
+A rung further down is a smaller micro-batch, checkpointed activations, or gradients and optimizer state on disk, so
+that the result is that of the same batch (but for BatchNorm, which sees smaller micro-batches). Nothing of the failed
+try is left: gradients are dropped, buffers and the random generator are put back, parameters are only touched when all
+gradients are there.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ class Pressure:
 class Stepper:
     """Trains one module on the rung `rung` of `ladder`, and further down where the budget demands it.
 
-    `objective` makes the objective for a rung, `notify` is told of every pressure.
+    `objective` makes the objective for a rung, `notify` is told of every pressure, `scratch` is a folder on disk.
     Memory: the input buffer (micro-batch, *in_shape), gradients, optimizer state, activations.
     """
 
@@ -49,11 +51,12 @@ class Stepper:
         in_dtype: torch.dtype,
         device: torch.device,
         budget: Budget,
+        scratch: Path,
         notify: Callable[[Pressure, Rung], None],
     ) -> None:
         self._make, self.optimizer, self._ladder = objective, optimizer, ladder
         self._batch, self._shape, self._dtype, self._device = batch_size, in_shape, in_dtype, device
-        self._budget, self._notify = budget, notify
+        self._budget, self._scratch, self._notify = budget, scratch, notify
         self._made_room = False
         self._steps = 0
         self._take(rung)
@@ -61,6 +64,8 @@ class Stepper:
 
     def _take(self, rung: Rung) -> None:
         self.rung = rung
+        if rung.spilled:
+            self.optimizer.spill(self._scratch)
         self.objective = self._make(rung)
         self._buffer: Tensor | None = None
         self._statistics = [b for b in self.objective.module.buffers() if b.numel()]
@@ -112,6 +117,10 @@ class Stepper:
         if self._steps == 1 and not self._made_room:
             self._hold()  # the code that a step touches is in memory now, and counts
         return tally
+
+    def close(self) -> None:
+        """Drop what the optimizer has on disk."""
+        self.optimizer.close()
 
     def fit(self) -> None:
         """Go down to a rung that is predicted to fit the budget, after that was lowered."""

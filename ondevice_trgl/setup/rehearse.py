@@ -27,8 +27,8 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.memo import Memo
-from ondevice_trgl.plan.plan import Plan, Rung
-from ondevice_trgl.plan.predict import MOST_SHARE, Level, Predictor, Rehearsed, from_smaller
+from ondevice_trgl.plan.plan import Level, Plan, Rung
+from ondevice_trgl.plan.predict import MOST_SHARE, Predictor, Rehearsed, from_smaller
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
@@ -84,7 +84,11 @@ class _Scene:
     def tensors(self, rung: Rung, *, accumulate: bool) -> Breakdown:
         """What its tensors take on `rung`."""
         return self.costs.tensors(
-            *self.span, rung.micro_batch_size, accumulate=accumulate, checkpointed=rung.checkpointed
+            *self.span,
+            rung.micro_batch_size,
+            accumulate=accumulate,
+            checkpointed=rung.checkpointed,
+            spilled=rung.spilled,
         )
 
 
@@ -112,8 +116,8 @@ class Rehearsals:
         self._budget.make_room()
         self.floor_bytes = meter.current_bytes() if meter.kind == "rss" else 0
         """What this process holds before the first module."""
-        self.above: dict[tuple[int, int, int, bool], Rehearsed] = {}
-        """(start, stop, micro-batch, checkpointed) -> what was learned of it."""
+        self.above: dict[tuple[int, int, Level], Rehearsed] = {}
+        """(start, stop, level) -> what was learned of it."""
 
     def end(self) -> None:
         """Put back the limit that was there before."""
@@ -125,7 +129,7 @@ class Rehearsals:
         most = plan.budget_bytes - plan.floor_bytes
         for index in sorted(range(plan.num_modules), key=lambda k: -plan.rungs[k].peak_bytes):
             rung = plan.rungs[index]
-            key = (plan.bounds[index], plan.bounds[index + 1], rung.micro_batch_size, rung.checkpointed)
+            key = (plan.bounds[index], plan.bounds[index + 1], rung.level)
             if key not in self.above:
                 scene = _Scene(partition, index, plan, costs)
                 learned = self._learn(scene, rung, most)
@@ -162,7 +166,7 @@ class Rehearsals:
             return Rehearsed(max(int(REFUSED * most), full.total), is_direct=False)
         # the run will have more than this process, whose caller waits beside it: weights fill it at any micro-batch
         careful = Predictor(scene.costs, scene.plan.batch_size, self.above, MOST_SHARE).allowing(MOST_SHARE)
-        enough = MARGIN * careful.above(*scene.span, Level(rung.micro_batch_size, rung.checkpointed))
+        enough = MARGIN * careful.above(*scene.span, rung.level)
         return Rehearsed(max(int(enough), room + 1), is_direct=False)
 
     def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
@@ -172,6 +176,7 @@ class Rehearsals:
             **{name: settings[name] for name in ("tau", "transport", "head", "optimizer", "momentum", "device")},
             "micro_batch": rung.micro_batch_size,
             "checkpointed": rung.checkpointed,
+            "spilled": rung.spilled,
             "accumulated": accumulate,
             "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
             "last": scene.is_last,
@@ -246,12 +251,16 @@ class Rehearsals:
             in_dtype=self._chain.in_dtype if scene.index == 0 else torch.float32,
             device=device,
             budget=budget,
+            scratch=self._scratch,
             notify=_unheard,
         )
         noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
         started = time.perf_counter()
-        stepper.step(noise, range(samples), 1e-6)
+        try:
+            stepper.step(noise, range(samples), 1e-6)
+        finally:
+            stepper.close()
         trained = time.perf_counter() - started
         with tempfile.TemporaryDirectory(prefix="boundary-", dir=self._scratch) as folder:
             boundaries = Boundaries({"train": noise}, plan.cache_tier, plan.cache_dtype, Path(folder))

@@ -5,7 +5,7 @@ import json
 from itertools import product
 
 from ondevice_trgl.plan.pareto import Choice, unbeaten
-from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.plan.plan import Level, Plan
 from ondevice_trgl.plan.predict import Rehearsed
 from tests.plan.test_planner import FLOOR, ROWS, TRAIN_ROWS, learned
 
@@ -40,9 +40,9 @@ def test_seconds_are_those_of_rehearsed_steps_and_nothing_else() -> None:
     a, b, c = before.bounds
     batch = before.batch_size
     above = [peak - FLOOR for peak in before.predicted_peak_bytes]
-    known = {(a, b, batch, False): Rehearsed(above[0], True, 2.0, 1.0)}
+    known = {(a, b, Level(batch, False)): Rehearsed(above[0], True, 2.0, 1.0)}
     assert all(choice.seconds_per_epoch is None for choice in learned(known).pareto)
-    known[b, c, batch, False] = Rehearsed(above[1], True, 3.0, 0.5)
+    known[b, c, Level(batch, False)] = Rehearsed(above[1], True, 3.0, 0.5)
     after = learned(known, epochs=3)
     (timed,) = (one for one in after.pareto if one.seconds_per_epoch is not None)
     seconds = TRAIN_ROWS // batch * 5.0 + -(-ROWS // batch) * 1.5 / 3

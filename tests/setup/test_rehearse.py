@@ -16,7 +16,7 @@ from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.memo import Memo
-from ondevice_trgl.plan.plan import Plan, Rung
+from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import Rehearsed
 from ondevice_trgl.setup.rehearse import MARGIN, Rehearsals
 
@@ -69,7 +69,7 @@ def learned(
     ladder = (Rung(32, False, FLOOR + predicted),)
     plan = Plan((0, length), 32, (ladder,), FLOOR + 900 * MB, FLOOR, "disk", "fp32", 0, 0, ())
     rehearsals.of(plan, costs)
-    return rehearsals.above[0, length, 32, False], run, costs
+    return rehearsals.above[0, length, Level(32, False)], run, costs
 
 
 def test_what_fits_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
