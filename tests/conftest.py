@@ -4,6 +4,7 @@ The user's cache folder is one of the session's own, for the processes that test
 before decides what a test sees, and none that a test measures stays behind.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -23,6 +24,12 @@ settings.register_profile("steady", deadline=None, derandomize=True, database=No
 settings.load_profile("steady")
 
 RunPython = Callable[..., str]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection, of which every run makes several, need not walk it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
