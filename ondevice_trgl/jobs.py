@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def plan_job(job: Job, *, ask: Ask = ask) -> Report:
     """What `train_job` would do; a report with status "planned". Raises BudgetInfeasibleError and other TrglErrors."""
     with staging_folder(job.run_dir) as folder:
-        set_up(job, folder, ask)
+        set_up(job, folder, ask, weights=False)
         return read_report(folder)
 
 

@@ -106,7 +106,7 @@ class Trainer:
         with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             with staging_folder(self.run_dir) as folder:
-                return self._stage_and_plan(data, folder, meter, keep=isinstance(self.model, nn.Module))[1]
+                return self._stage_and_plan(data, folder, meter, keep=True)[1]
 
     def fit(
         self,
@@ -150,7 +150,7 @@ class Trainer:
     def _stage_and_plan(
         self, data: dict[str, Source], folder: Path, meter: PeakMeter, *, keep: bool
     ) -> tuple[Chain, Plan]:
-        """With `keep` the weights stay in the model, else they are in `folder` and the chain is evicted."""
+        """With `keep` weights stay where they are, in the model, else they are in `folder` and the chain is evicted."""
         record = RunRecord(self.config, {}, allocator="system")
         chain = stage(self.model, data, record, folder, weights=not keep)
         record = RunRecord.from_dict(read_json(folder / RECORD))

@@ -73,6 +73,7 @@ class Scheduler:
         module.finish()
         del module
         context.evict(index)
+        budget.enforce()  # what was planned for this module holds no more
         if index == len(context.heads) - 1:
             context.boundaries.rewind()
         else:

@@ -18,6 +18,8 @@ class StageRequest:
     folder: Path
     caller_bytes: int
     """What the processes hold that wait for the answer."""
+    weights: bool = True
+    """Whether the weights are wanted, which a plan alone does without."""
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON-ready values."""

@@ -77,7 +77,8 @@ def stage(
 ) -> Chain:
     """Write the model's blueprint, weights and record into `folder`; returns its chain, evicted.
 
-    Without `weights` they stay where they are, in the model. Memory: of a callable's model, the tensor that is being
+    Without `weights` those are not written: they stay in a model that is there, and are gone in one that was made here.
+    Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
     with built(made, data, folder, fill) as (chain, release):
@@ -91,6 +92,7 @@ def stage(
             for index in range(len(chain.segments)):  # and the constants that forward uses
                 tensors |= state_of(LocalModule.of(chain, index, index + 1))
             write_tensors(folder / WEIGHTS, tensors, written=release)
+        if weights or not isinstance(made, nn.Module):
             evict(chain.model)
         _write(folder / NAMES, {name: list(same) for name, same in aliases_of(chain.model).items()})
     release_memory()
@@ -139,6 +141,7 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             data,
             record,
             request.folder,
+            weights=request.weights,
             fill=None if given.weights is None else fill,
         )
         helper.limit.set(helper.room_bytes)

@@ -40,25 +40,25 @@ def staging_folder(run_dir: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def set_up(job: Job, folder: Path, ask: Ask = ask) -> None:
-    """Stage and plan `job` in `folder`. Raises TrglError.
+def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> None:
+    """Stage and plan `job` in `folder`; without `weights`, for the plan alone. Raises TrglError.
 
     A BudgetInfeasibleError names a budget that a plan was made for, as far as this machine has the memory to try it.
     """
     try:
-        _set_up(job, folder, ask)
+        _set_up(job, folder, ask, weights=weights)
     except BudgetInfeasibleError as refusal:
         raise _tried(job, refusal, ask) from refusal
 
 
-def _set_up(job: Job, folder: Path, ask: Ask) -> None:
+def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool) -> None:
     check_model_name(job.workload.model)
     if job.workload.weights is not None and not Path(job.workload.weights).is_file():
         raise UsageError(f"weights {job.workload.weights}: there is no such file", hint="check the path")
     release_code_pages()  # while this process waits for its children it needs next to none
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     try:
-        staged = Took(**ask("stage", StageRequest(job, folder, waiting).to_dict()))
+        staged = Took(**ask("stage", StageRequest(job, folder, waiting, weights).to_dict()))
         ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
         ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=staged.peak_bytes).to_dict())
     except ProcessDiedError as died:
@@ -78,7 +78,7 @@ def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasib
         larger = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=needed))
         try:
             with staging_folder(job.run_dir) as folder:
-                _set_up(larger, folder, ask)
+                _set_up(larger, folder, ask, weights=False)
             break
         except (BudgetInfeasibleError, ProcessDiedError) as more:
             if isinstance(more, ProcessDiedError) and more.returncode != -signal.SIGSEGV:
