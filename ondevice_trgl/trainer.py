@@ -38,7 +38,7 @@ from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, RunDir, read_json
 from ondevice_trgl.run.session import Session
 from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
-from ondevice_trgl.setup.planning import plan_staged
+from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged
 from ondevice_trgl.setup.rehearse import Rehearsals
 from ondevice_trgl.setup.requests import PlanRequest
 from ondevice_trgl.setup.staging import measure, stage
@@ -175,7 +175,14 @@ class Trainer:
         release_code_pages()
         limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
         rehearsals = Rehearsals(
-            chain, self.config, meter, limit, memo, room_bytes=stated_budget(self.config), scratch=folder
+            chain,
+            self.config,
+            meter,
+            limit,
+            memo,
+            room_bytes=stated_budget(self.config),
+            scratch=folder,
+            steps=STEPS_OF_AN_APP,
         )
         try:
             floor = rehearsals.floor_bytes

@@ -36,6 +36,8 @@ from ondevice_trgl.setup.requests import PlanRequest
 from ondevice_trgl.setup.staging import built, measure
 from ondevice_trgl.workload import build_for, load_bundle
 
+STEPS_OF_AN_APP = 3
+"""Rehearsed for a process that an app shares: its allocator is its own."""
 _MOST_PLANS = 12
 """Plans that are rehearsed before one is taken as it is; each teaches something."""
 _LEAN_CALLER = 30_000_000
@@ -126,6 +128,7 @@ def _plan(request: PlanRequest) -> dict[str, Any]:
             helper.memo,
             room_bytes=helper.room_bytes,
             scratch=request.folder,
+            steps=1 if record.workload is not None else STEPS_OF_AN_APP,
         )
         release_memory()
         release_code_pages()

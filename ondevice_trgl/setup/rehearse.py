@@ -95,7 +95,8 @@ class _Scene:
 class Rehearsals:
     """Runs modules of plans, and remembers what they took. The tensors of `chain` must be evicted.
 
-    `room_bytes` is what this process may take, `scratch` a folder on the disk of the cache.
+    `room_bytes` is what this process may take, `scratch` a folder on the disk of the cache. One of `steps` shows all
+    where the allocator is held to what is needed; one that is not keeps a little more with each of the first few.
     """
 
     def __init__(
@@ -108,9 +109,10 @@ class Rehearsals:
         *,
         room_bytes: int,
         scratch: Path,
+        steps: int = 1,
     ) -> None:
         self._chain, self._config, self._meter, self._limit, self._memo = chain, config, meter, limit, memo
-        self._room, self._scratch = room_bytes, scratch
+        self._room, self._scratch, self._steps = room_bytes, scratch, steps
         self.possible = meter.name == RssMeter.name and is_evicted(chain.model)
         self._budget = Budget(room_bytes, limit, meter)
         self._budget.make_room()
@@ -177,6 +179,7 @@ class Rehearsals:
             "micro_batch": rung.micro_batch_size,
             "checkpointed": rung.checkpointed,
             "spilled": rung.spilled,
+            "steps": self._steps,
             "accumulated": accumulate,
             "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
             "last": scene.is_last,
@@ -217,9 +220,9 @@ class Rehearsals:
         return Rehearsed(peak - self.floor_bytes, True, *seconds)
 
     def _train_and_sweep(self, scene: "_Scene", rung: Rung, budget: Budget, samples: int) -> tuple[float, float]:
-        """One step of `samples`, one micro-batch or, where they are accumulated, two: those show all.
+        """Steps of `samples`, one micro-batch or, where they are accumulated, two: those show all.
 
-        Returns seconds of a micro-batch in the step and in the sweep; the first of their kind, warming up included.
+        Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
         """
         config, module, plan = self._config, scene.module, scene.plan
         head = None if scene.is_last else build_head(config.head, module.out_shape, self._chain.num_outputs)
@@ -256,12 +259,13 @@ class Rehearsals:
         )
         noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
-        started = time.perf_counter()
         try:
-            stepper.step(noise, range(samples), 1e-6)
+            for _ in range(self._steps):
+                started = time.perf_counter()
+                stepper.step(noise, range(samples), 1e-6)
+                trained = time.perf_counter() - started
         finally:
             stepper.close()
-        trained = time.perf_counter() - started
         with tempfile.TemporaryDirectory(prefix="boundary-", dir=self._scratch) as folder:
             boundaries = Boundaries({"train": noise}, plan.cache_tier, plan.cache_dtype, Path(folder))
             noise.labels = noise.labels[: rung.micro_batch_size]
