@@ -34,6 +34,25 @@ def unbeaten(choices: Iterable[Choice]) -> tuple[Choice, ...]:
     return tuple(sorted(found, key=lambda choice: (-choice.predicted_peak_bytes, choice.cache_bytes)))
 
 
+def thinned(choices: Iterable[Choice], apart: float = 0.03) -> tuple[Choice, ...]:
+    """Of `unbeaten` choices those that a person can tell apart: each with a peak less by `apart` than the one before.
+
+    Those with seconds stay, and the smallest.
+    """
+    given = tuple(choices)
+    kept: list[Choice] = []
+    last: dict[str, int] = {}
+    for one in given:
+        is_smallest = one.predicted_peak_bytes == given[-1].predicted_peak_bytes
+        peak = last.get(one.cache_dtype)
+        is_near = peak is not None and one.predicted_peak_bytes > (1.0 - apart) * peak
+        if is_near and one.seconds_per_epoch is None and not is_smallest:
+            continue
+        last[one.cache_dtype] = one.predicted_peak_bytes
+        kept.append(one)
+    return tuple(kept)
+
+
 def _is_no_worse(one: Choice, other: Choice) -> bool:
     if one.predicted_peak_bytes > other.predicted_peak_bytes or one.cache_bytes > other.cache_bytes:
         return False

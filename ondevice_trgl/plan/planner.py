@@ -18,7 +18,7 @@ from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
-from ondevice_trgl.plan.pareto import Choice, unbeaten
+from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
@@ -75,7 +75,7 @@ def make_plan(
         for dtype in planner.cache_dtypes:
             cached = planner.cache_bytes(candidate, dtype)
             if planner.cache_tier != "disk" or cached <= (config.cache_limit_bytes or cached):
-                others = unbeaten(planner.choices(dtype)) if pareto else ()
+                others = thinned(unbeaten(planner.choices(dtype))) if pareto else ()
                 plan = planner.plan(candidate, dtype, budget_bytes)
                 return dataclasses.replace(plan, set_up_bytes=set_up_bytes, pareto=others)
             least_cache = min(cached, least_cache or cached)
@@ -177,13 +177,15 @@ class Planner:
         `timed` is the number format of the cache that rehearsals wrote; no other has seconds.
         """
         for level in self.levels:
+            if level.spilled:
+                continue  # a last resort, and no choice
             for bounds in self._groupings(level):
                 spans = [
                     (a, b, dataclasses.replace(level, checkpointed=level.checkpointed and b - a > 1))
                     for a, b in pairwise(bounds)
                 ]
                 candidate = Candidate(bounds, tuple((self.rung(*span),) for span in spans))
-                if level.spilled or (level.checkpointed and not any(one.checkpointed for _, _, one in spans)):
+                if level.checkpointed and not any(one.checkpointed for _, _, one in spans):
                     continue
                 seconds = [self._seconds(*span) for span in spans]
                 known = [value for value in seconds if value is not None]

@@ -7,7 +7,7 @@ state lie still in blocks of their own size; a linear layer of 411 MB was seen t
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ondevice_trgl.device.limit import CODE_BYTES
@@ -45,8 +45,18 @@ class Predictor:
 
     def __init__(self, costs: Costs, batch: int, rehearsed: Measured, share: float) -> None:
         self._costs, self._batch, self._rehearsed, self._share = costs, batch, rehearsed, share
-        self.tensors = functools.cache(self._tensors)
+        self._tensors_of = functools.cache(self._tensors)
+        self._segments, self._heads = _numbered(costs.segments), _numbered(costs.heads)
+        self._firsts: dict[tuple[object, ...], tuple[int, int]] = {}
         self._surprises = self._learned()
+
+    def tensors(self, start: int, stop: int, level: Level) -> Breakdown:
+        """What the tensors of segments `start` to `stop` take on `level`; told once of spans that are alike."""
+        costs = self._costs
+        enters = costs.output_bytes[start - 1] if start else costs.input_bytes
+        head = self._heads[stop - 1] if stop < len(self._segments) else None
+        key = (self._segments[start:stop], head, enters, costs.output_bytes[start:stop])
+        return self._tensors_of(*self._firsts.setdefault(key, (start, stop)), level)
 
     def _tensors(self, start: int, stop: int, level: Level) -> Breakdown:
         return self._costs.tensors(
@@ -95,6 +105,11 @@ class Predictor:
         worst = max((times for _, times in careful._surprises), default=1.0)
         careful._surprises = [(1.0, worst)]
         return careful
+
+
+def _numbered(values: Sequence[object]) -> tuple[int, ...]:
+    """For each value the index of the first that equals it."""
+    return tuple(values.index(value) for value in values)
 
 
 def from_smaller(costs: Costs, span: tuple[int, int], above: int, small: Breakdown, full: Breakdown, times: int) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from itertools import product
 
-from ondevice_trgl.plan.pareto import Choice, unbeaten
+from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan
 from ondevice_trgl.plan.predict import Rehearsed
 from tests.plan.test_planner import FLOOR, ROWS, TRAIN_ROWS, learned
@@ -58,3 +58,14 @@ def test_more_modules_and_less_memory_are_listed_and_survive_json() -> None:
     assert len({choice.modules for choice in made.pareto}) > 2
     assert any(choice.checkpointed for choice in made.pareto)
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_what_a_person_cannot_tell_apart_is_left_out() -> None:
+    unknown = dataclasses.replace(BASE, seconds_per_epoch=None)
+    peaks = (1000, 990, 960, 950, 940, 500)
+    given = [dataclasses.replace(unknown, predicted_peak_bytes=peak, modules=k + 1) for k, peak in enumerate(peaks)]
+    given[3] = dataclasses.replace(given[3], seconds_per_epoch=1.0)
+    assert [choice.predicted_peak_bytes for choice in thinned(given)] == [1000, 960, 950, 500]
+    narrow = dataclasses.replace(given[1], cache_dtype="bf16")
+    assert narrow in thinned([given[0], narrow, *given[2:]])
+    assert thinned([]) == ()
