@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.residual import Residual
@@ -14,7 +15,19 @@ from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
 
 
-class LocalModule(fx.GraphModule):
+class PlainGraphModule(fx.GraphModule):
+    """A graph module whose errors pass as they are.
+
+    torch.fx would print each to stderr, and to do so import torch._dynamo: 73 MB, just when memory was refused.
+    """
+
+    def recompile(self) -> PythonCode:
+        code = super().recompile()
+        setattr(type(self), "__call__", nn.Module.__call__)  # noqa: B010 -- each graph module has a class of its own
+        return code
+
+
+class LocalModule(PlainGraphModule):
     """Consecutive segments of a network as one module (B, *in_shape) -> (B, *out_shape).
 
     Shares the network's parameters and buffers under their own names.

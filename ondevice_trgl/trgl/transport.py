@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.model.inplace import changes_its_input, overwritten
-from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.model.partition import LocalModule, PlainGraphModule
 from ondevice_trgl.model.residual import Residual
 
 
@@ -100,7 +100,7 @@ def measured_pieces(module: LocalModule, pieces: Sequence[LocalModule], kind: st
     ]
 
 
-def with_transport(module: LocalModule, kind: str, norm: str) -> fx.GraphModule:
+def with_transport(module: LocalModule, kind: str, norm: str) -> PlainGraphModule:
     """`module` with the output (out, cost). `kind` is branch or displacement, `norm` mean or sum.
 
     A module without a residual branch falls back to the displacement of its stretches that keep the shape.
@@ -133,7 +133,7 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> fx.GraphModule:
         graph.output((result, total))
     else:
         graph.output((result, None))
-    return fx.GraphModule(module, graph, class_name="WithTransport")
+    return PlainGraphModule(module, graph, class_name="WithTransport")
 
 
 def copies_of_output(graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -1,5 +1,6 @@
 """Local modules: their composition is the network, with its parameters, names and gradients."""
 
+from collections.abc import Callable
 from itertools import combinations, pairwise
 
 import pytest
@@ -195,3 +196,22 @@ def test_balance_finds_the_least_worst_group_for_every_count(loads: list[int]) -
         every = [(0, *inner, length) for inner in combinations(range(1, length), count - 1)]
         assert bounds in every
         assert worst(bounds) == min(worst(other) for other in every)
+
+
+def test_an_error_inside_a_module_is_not_printed_and_imports_nothing(run_python: Callable[..., str]) -> None:
+    """torch.fx would import torch._dynamo to print it: 73 MB, when memory has just been refused."""
+    out = run_python(
+        "import contextlib, io, sys\nimport torch\nfrom torch import nn\n"
+        "from ondevice_trgl.model.partition import partition\n"
+        "from ondevice_trgl.trgl.transport import with_transport\n"
+        "class Block(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n        return x + self.a(x)\n"
+        "module = partition(nn.Sequential(Block(), Block(), nn.Linear(4, 3)), torch.randn(2, 4), 2).modules[0]\n"
+        "for graph in (module, with_transport(module, 'displacement', 'mean')):\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as printed:\n"
+        "        try:\n            graph(torch.randn(2, 5))\n"
+        "        except RuntimeError as error:\n            assert 'shapes cannot be multiplied' in str(error)\n"
+        "    print(repr(printed.getvalue()), 'torch._dynamo' in sys.modules)\n"
+    )
+    assert out.splitlines() == ["'' False"] * 2
