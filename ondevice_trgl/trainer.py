@@ -10,7 +10,7 @@ The run directory is what one step hands to the next:
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ondevice_trgl.device.limit import limit_for
 from ondevice_trgl.device.meter import PeakMeter, meter_for, process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
-from ondevice_trgl.model.store import ModuleStore, bytes_in, is_evicted, state_of
+from ondevice_trgl.model.store import ModuleStore, bytes_in, fill, is_evicted, state_of
+from ondevice_trgl.model.tensorfile import read_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
 from ondevice_trgl.plan.plan import Plan
@@ -34,7 +35,7 @@ from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.guards import device_named, global_state_kept
 from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
-from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, RunDir, read_json
+from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, WEIGHTS, RunDir, read_json
 from ondevice_trgl.run.session import Session
 from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
@@ -136,10 +137,22 @@ class Trainer:
 
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
         RunDir.check(self.run_dir, force=self.force)
-        with staging_folder(self.run_dir) as folder:
+        with staging_folder(self.run_dir) as folder, self._given_back(folder):
             chain, _ = self._stage_and_plan(data, folder, meter, keep=False)
             RunDir.adopt(folder, self.run_dir, force=self.force)
         return open_run(self.run_dir, data, self.config, chain)
+
+    @contextlib.contextmanager
+    def _given_back(self, folder: Path) -> Iterator[None]:
+        """The caller's model gets its weights back where nothing comes of what was staged in `folder`."""
+        try:
+            yield
+        except BaseException:
+            staged = folder / WEIGHTS
+            if isinstance(self.model, nn.Module) and is_evicted(self.model) and staged.is_file():
+                wanted = state_of(self.model).keys()
+                fill(self.model, read_tensors(staged, lambda name: name in wanted), staged)
+            raise
 
     def _reopened(self, data: dict[str, Source]) -> Opened:
         if isinstance(self.model, nn.Module):

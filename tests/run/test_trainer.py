@@ -454,3 +454,22 @@ def test_an_evicted_model_is_not_trained_from_nothing(fit: Fit) -> None:
             again(samples(26))
     trainer.export()
     assert trainer.fit(samples(26)).status == "completed"
+
+
+@pytest.mark.parametrize("stops", ["plan", "adopt"])
+def test_a_run_that_is_refused_gives_the_model_its_weights_back(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if stops == "plan":
+        with pytest.raises(BudgetInfeasibleError):
+            fit("run", model=model, budget="1MB")
+    else:
+        monkeypatch.setattr("ondevice_trgl.run.run_dir.RunDir.adopt", crash)
+        with pytest.raises(TypeError):
+            fit("run", model=model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not fit.path("run").exists()
