@@ -149,9 +149,10 @@ class Stepper:
     def _change(self, cause: str, rung: Rung) -> None:
         before = self.rung
         del self.objective
+        self._buffer = None
+        self._budget.make_room()
         self._take(rung)
         self.objective.train_mode(True)
-        self._budget.make_room()
         self._hold()
         self._notify(Pressure(cause, str(before), str(rung)), rung)
 

@@ -129,8 +129,10 @@ class Spill:
 
     def put(self, name: str, kind: str, values: Tensor) -> None:
         """State of one parameter, as it was in memory."""
-        flat = in_order(torch.empty_like(self.parameters[name]).copy_(values))
-        self._write(name, kind, 0, flat)
+        parameter = self.parameters[name]
+        if values.stride() != parameter.stride() or values.dtype != parameter.dtype:
+            values = torch.empty_like(parameter).copy_(values)
+        self._write(name, kind, 0, in_order(values))
 
     def state(self) -> dict[str, Tensor]:
         """State by `kind.parameter`: views of the file, whose pages come into memory as they are read."""
