@@ -49,6 +49,10 @@ def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> N
         _set_up(job, folder, ask, weights=weights)
     except BudgetInfeasibleError as refusal:
         raise _tried(job, refusal, ask) from refusal
+    except ProcessDiedError as died:
+        if job.config.budget_bytes is None or not _crashed(died):
+            raise
+        raise _tried(job, too_large(job.config.budget_bytes, 0), ask) from died
 
 
 def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool) -> None:
@@ -68,10 +72,15 @@ def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool) -> None:
         raise too_large(job.config.budget_bytes, 0) from died  # so little memory that it could not even say so
 
 
+def _crashed(died: ProcessDiedError) -> bool:
+    """Whether C code may have been refused its last bytes: it looks at nothing, where Python says so in words."""
+    return died.returncode in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
+
+
 def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasibleError:
     """`refusal` with a budget that was tried: what lacks memory cannot tell how much more it would have taken."""
     needed, room = refusal.smallest_feasible_budget_bytes, usable_ram_bytes()
-    percent = 1
+    percent, last = 1, BaseException()
     for _ in range(_MOST_TRIES):
         if needed > room:
             break
@@ -81,13 +90,17 @@ def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasib
                 _set_up(larger, folder, ask, weights=False)
             break
         except (BudgetInfeasibleError, ProcessDiedError) as more:
-            if isinstance(more, ProcessDiedError) and more.returncode != -signal.SIGSEGV:
-                raise  # C code that is refused its last bytes may end like that, when less was refused in words
+            last = more
+            if isinstance(more, ProcessDiedError) and not _crashed(more):
+                raise
             named = more.smallest_feasible_budget_bytes if isinstance(more, BudgetInfeasibleError) else needed
             raised = needed + needed * percent // 100
             # 1 %, 2 %, 4 %, ... as long as what is named is hardly more than what was tried
             percent = 1 if named > needed * 21 // 20 else 2 * percent
             needed = -(-max(raised, named) // 1_000_000) * 1_000_000
+    else:
+        if isinstance(last, ProcessDiedError):
+            raise last  # however much memory there is
     if needed == refusal.smallest_feasible_budget_bytes:
         return refusal
     tail = refusal.hint.partition(";")[2]

@@ -264,3 +264,27 @@ def test_setting_up_that_lacks_memory_is_refused_with_a_budget_that_works(tmp_pa
     assert 120_000_000 < needed < 400_000_000 + own_peak_rss()  # this process waits, and counts
     assert jobs.plan_job(job(tmp_path / "run", budget=needed)).status == "planned"
     assert entries(tmp_path) == []
+
+
+class Crashing(Refusing):
+    """Ends by a signal, where `Refusing` would refuse."""
+
+    def __call__(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return super().__call__(name, request)
+        except BudgetInfeasibleError:
+            raise ProcessDiedError("the stage process failed: status -11", returncode=-11) from None
+
+
+def test_a_process_that_crashes_for_want_of_memory_is_a_refusal(tmp_path: Path) -> None:
+    crashing = Crashing(110_000_000, 0)
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        jobs.train_job(job(tmp_path / "run", budget="100MB"), ask=crashing)
+    assert caught.value.smallest_feasible_budget_bytes == crashing.tried[-1] >= 110_000_000
+    assert entries(tmp_path) == []
+
+
+def test_a_process_that_crashes_however_much_there_is_is_no_refusal(tmp_path: Path) -> None:
+    with pytest.raises(ProcessDiedError, match="status -11"):
+        jobs.train_job(job(tmp_path / "run", budget="100MB"), ask=Crashing(10**15, 0))
+    assert entries(tmp_path) == []
