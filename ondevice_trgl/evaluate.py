@@ -43,7 +43,7 @@ def evaluate(
     trained = TrainedRun.open(run_dir)
     plan, report = trained.plan, trained.report
     index = plan.num_modules - 1 if head == ENSEMBLE else trained.head(head)
-    record = RunRecord.from_dict(trained.run.read(RECORD))
+    record = trained.run.load(RECORD, RunRecord.from_dict)
     config, named = record.config, record.named(run_dir)
     workload = dataclasses.replace(
         named,

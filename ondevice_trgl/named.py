@@ -28,7 +28,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None
     """
     started = time.perf_counter()
     run = RunDir.open(run_dir)
-    record = RunRecord.from_dict(run.read(RECORD))
+    record = run.load(RECORD, RunRecord.from_dict)
     if (run_dir / REPORT).is_file() and (report := read_report(run_dir)).status == "completed":
         # without baselines: it was interrupted while those were measured
         pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
@@ -58,7 +58,7 @@ def _complete(run: RunDir, record: RunRecord, report: Report) -> Report:
         baselines = measure_baselines(
             record.named(run.path),
             record.config,
-            Plan.from_dict(run.read(PLAN)),
+            run.load(PLAN, Plan.from_dict),
             wanted=record.baseline,
             scratch_dir=scratch_beside(run.path),
             allocator=record.allocator,

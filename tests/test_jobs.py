@@ -29,7 +29,7 @@ from ondevice_trgl import (
 from ondevice_trgl.config import Workload
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.device.limit import NoLimit
-from ondevice_trgl.errors import UnknownNameError
+from ondevice_trgl.errors import DamagedFileError, UnknownNameError
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, resume_job
 from ondevice_trgl.model.blueprint import from_blueprint
@@ -387,3 +387,18 @@ def test_a_file_of_weights_that_is_not_there_is_answered_at_once(
     monkeypatch.setattr(jobs, "ask", lambda *args: pytest.fail("a process was started"))
     with pytest.raises(UsageError, match="no such file"):
         plan_job(with_weights(job(tmp_path / "run"), tmp_path / "absent.pt"))
+
+
+@pytest.mark.parametrize("name", ["plan.json", "config.json"])
+@pytest.mark.parametrize("content", ['{"format": 2, "x": 1}', '{"format": 2, "config": [], "bounds": 3}', "torn"])
+def test_a_record_that_is_not_ours_is_damaged_and_says_which(
+    run: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DamagedFileError, match=name):
+        evaluate_run(copy)
+    (copy / "report.json").unlink()
+    with pytest.raises(DamagedFileError, match=name):
+        resume_job(copy)

@@ -105,7 +105,7 @@ def open_run(
     Raises RunDirError where model, data or settings are others, or there is no blueprint; DamagedFileError.
     """
     run = RunDir.open(path)
-    record, plan = RunRecord.from_dict(run.read(RECORD)), Plan.from_dict(run.read(PLAN))
+    record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
     store = ModuleStore(run.modules, run.staged)
     chain = _chain(run, store, data, model)
     config = config or record.config

@@ -21,11 +21,13 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ondevice_trgl.errors import DamagedFileError, RunDirError, StorageError
+from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
 
+T = TypeVar("T")
 FORMAT = 2
 RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS = (
     *("config.json", "blueprint.json", "weights.safetensors", "names.json"),
@@ -111,9 +113,7 @@ class RunDir:
             run = cls(path)
             run.modules.mkdir()
         except OSError as error:
-            raise RunDirError(
-                f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir"
-            ) from error
+            raise _cannot_be_made(path, error) from error
         return run
 
     @classmethod
@@ -124,9 +124,7 @@ class RunDir:
             for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD):
                 entry.replace(path / entry.name)
         except OSError as error:
-            raise RunDirError(
-                f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir"
-            ) from error
+            raise _cannot_be_made(path, error) from error
         return run
 
     @classmethod
@@ -168,6 +166,17 @@ class RunDir:
         """The JSON object in `name`. Raises DamagedFileError."""
         return read_json(self.path / name)
 
+    def load(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T:
+        """The record in `name`, made of its JSON object by `parse`. Raises DamagedFileError."""
+        values = self.read(name)
+        try:
+            return parse(values)
+        except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise DamagedFileError(
+                f"{self.path / name} is not what this program wrote: {type(error).__name__}: {error}",
+                hint="bring the file back, or start a new run",
+            ) from error
+
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl. Losing one in a crash harms nothing, so it is not flushed to the disk."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
@@ -192,6 +201,10 @@ class RunDir:
     def clear_cache(self, cache_dir: str | Path | None = None) -> None:
         """Remove this run's boundary activations."""
         shutil.rmtree(self.cache_folder(cache_dir), ignore_errors=True)
+
+
+def _cannot_be_made(path: Path, error: OSError) -> RunDirError:
+    return RunDirError(f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from ondevice_trgl.errors import RunDirError, UsageError
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import Report, read_report
-from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.run_dir import PLAN, RunDir
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TrainedRun:
         run, report = RunDir.open(path), read_report(path)
         if finished and report.status != "completed":
             raise RunDirError(f"{path} is not finished, its status is {report.status}", hint="resume it first")
-        return cls(run, Plan.from_dict(run.read("plan.json")), report)
+        return cls(run, run.load(PLAN, Plan.from_dict), report)
 
     def head(self, head: str | int) -> int:
         """The module whose head `head` names: "best" by validation, "last", or an index. Raises UsageError.
