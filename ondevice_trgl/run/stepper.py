@@ -60,7 +60,6 @@ class Stepper:
         self._made_room = False
         self._steps = 0
         self._take(rung)
-        self._hold()
 
     def _take(self, rung: Rung) -> None:
         self.rung = rung
@@ -86,6 +85,14 @@ class Stepper:
 
         After either, parameters, buffers and optimizer state are those from before the step.
         """
+        if not self._made_room:
+            self._hold()
+        try:
+            return self._step(source, indices, lr)
+        finally:
+            self._budget.enforce()  # what is refused between two steps cannot be tried again
+
+    def _step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
         if self._steps and self._budget.is_over():
             self._give_way(f"more than {format_size(self._budget.bytes)} in use between two steps")
         while True:
@@ -114,8 +121,6 @@ class Stepper:
         # where it stops for want of memory it goes on the second time: what is updated has no gradient any more
         self._budget.attempt(lambda: self.optimizer.step(lr), "the update")
         self._steps += 1
-        if self._steps == 1 and not self._made_room:
-            self._hold()  # the code that a step touches is in memory now, and counts
         return tally
 
     def close(self) -> None:
