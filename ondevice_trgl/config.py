@@ -4,16 +4,18 @@
 needs `TrainConfig` alone. Every fault is reported, not only the first.
 """
 
-import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.errors import ConfigError, SizeError
+from ondevice_trgl import checks
+from ondevice_trgl.checks import Checked, setting
+from ondevice_trgl.errors import ConfigError
+from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.units import parse_size
 
 SCHEDULES = ("sequential", "multi-lap")
@@ -27,133 +29,24 @@ CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "skip")
 
-Check = Callable[[Any], str | None]
-
-
-def _one_of(*valid: str) -> Check:
-    def check(value: Any) -> str | None:
-        if value in valid:
-            return None
-        near = difflib.get_close_matches(str(value), valid, n=1)
-        return f"expected {' | '.join(valid)}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-    return check
-
-
-def _int_from(least: int, *, words: tuple[str, ...] = (), optional: bool = False) -> Check:
-    expected = f"expected a whole number of at least {least}" + "".join(f" or {word!r}" for word in words)
-
-    def check(value: Any) -> str | None:
-        if (optional and value is None) or value in words:
-            return None
-        return None if isinstance(value, int) and not isinstance(value, bool) and value >= least else expected
-
-    return check
-
-
-def _number(least: float, most: float, *, open_below: bool = False, words: tuple[Any, ...] = ()) -> Check:
-    low = "above" if open_below else "of at least"
-    high = f" and at most {most:g}" if math.isfinite(most) else ""
-    expected = f"expected a number {low} {least:g}{high}" + "".join(f" or {word!r}" for word in words if word)
-
-    def check(value: Any) -> str | None:
-        if any(value is word or value == word for word in words):
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return expected
-        inside = (value > least if open_below else value >= least) and value <= most
-        return None if inside else expected
-
-    return check
-
-
-def _size(value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        parse_size(value)
-    except SizeError as error:
-        return f"{error.message.split(' ', 2)[-1]}; write it like 600MB or 2GiB"
-    return None
-
-
-def _modules(value: Any) -> str | None:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return None
-    if isinstance(value, tuple | list) and value and all(isinstance(name, str) and name for name in value):
-        return None
-    return "expected 'auto', a whole number of at least 1, or boundary names"
-
-
-def _device(value: Any) -> str | None:
-    if isinstance(value, str) and (value in ("auto", "cpu", "cuda") or value.removeprefix("cuda:").isdigit()):
-        return None
-    return "expected auto | cpu | cuda | cuda:N"
-
-
-def _switch(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "expected true or false"
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "expected a name"
-
-
-def _path(value: Any) -> str | None:
-    return None if value is None or isinstance(value, str | Path) else "expected a path"
-
-
-def _names(value: Any) -> str | None:
-    if value is None or (isinstance(value, tuple | list) and all(isinstance(name, str) and name for name in value)):
-        return None
-    return "expected names of tensors or layers"
-
-
-def _setting(default: Any, check: Check) -> Any:
-    return field(default=default, metadata={"check": check})
-
-
-class _Checked:
-    """Runs the check of every field; the subclasses are dataclasses made with `_setting`."""
-
-    def __post_init__(self) -> None:
-        faults = [fault for f in fields(self) if (fault := _fault(f, getattr(self, f.name)))]  # type: ignore[arg-type]
-        if faults:
-            raise ConfigError(faults, source=type(self).__name__)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _fault(f: dataclasses.Field[Any], value: Any) -> str | None:
-    reason = f.metadata["check"](value)
-    return f"{f.name} = {_plain(value)!r}: {reason}" if reason else None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Workload(_Checked):
+class Workload(Checked):
     """What to train: the model and the data by name."""
 
-    model: str = _setting("resnet-small", _text)
+    model: str = setting("resnet-small", checks.text)
     """Zoo name, or `pkg.module:callable` that returns an `nn.Module`."""
-    data: str = _setting("digits", _text)
+    data: str = setting("digits", checks.text)
     """Dataset name, `folder:PATH`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
-    image_size: int | None = _setting(None, _int_from(1, optional=True))
+    image_size: int | None = setting(None, checks.int_from(1, optional=True))
     """Side of the square that images are resized to; None keeps the dataset's own."""
-    data_root: str | Path | None = _setting(None, _path)
+    data_root: str | Path | None = setting(None, checks.path)
     """Where dataset files are looked for first."""
-    train_limit: int | None = _setting(None, _int_from(1, optional=True))
+    train_limit: int | None = setting(None, checks.int_from(1, optional=True))
     """Use at most this many training samples."""
-    weights: str | Path | None = _setting(None, _path)
+    weights: str | Path | None = setting(None, checks.path)
     """File that the weights start from (safetensors, or a state dict of torch.save); None draws them from the seed."""
-    weights_skip: tuple[str, ...] | None = _setting(None, _names)
+    weights_skip: tuple[str, ...] | None = setting(None, checks.names)
     """Tensors or layers that `weights` does not fill, by their names in the state dict."""
 
     def __post_init__(self) -> None:
@@ -167,52 +60,55 @@ class Workload(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """How to train. Sizes are text (`"600MB"`) or bytes; see `budget_bytes`."""
 
-    budget: str | int | None = _setting(None, _size)
-    """Bytes that the whole process may take on CPU (peak RSS, floor included), or the device on a GPU."""
-    modules: str | int | tuple[str, ...] = _setting("auto", _modules)
+    budget: Stated | None = setting(None, checks.budget)
+    """Bytes that this process and those it starts may take on CPU (peak RSS, floor included), or the device on a GPU.
+
+    On CPU also a policy ("free-RAM minus 500MB", "50% of RAM"), or a function that gives either; both are asked between
+    steps. In a container never more than its limit."""
+    modules: str | int | tuple[str, ...] = setting("auto", checks.modules)
     """Local modules: `"auto"`, a number, or the names of the layers that each module ends with."""
-    schedule: str = _setting("sequential", _one_of(*SCHEDULES))
+    schedule: str = setting("sequential", checks.one_of(*SCHEDULES))
     """sequential: every module to its end; multi-lap: `laps` passes over all modules."""
-    laps: int = _setting(1, _int_from(1))
-    epochs: int = _setting(5, _int_from(1))
+    laps: int = setting(1, checks.int_from(1))
+    epochs: int = setting(5, checks.int_from(1))
     """Epochs of each module in each lap."""
-    tau: float | str = _setting(10.0, _number(0.0, math.inf, open_below=True, words=("off",)))
+    tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off",)))
     """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy."""
-    transport: str = _setting("branch", _one_of(*TRANSPORTS))
+    transport: str = setting("branch", checks.one_of(*TRANSPORTS))
     """branch: the residual branches (arXiv 2309.17357, Eq. 10); displacement: block output minus block input."""
-    transport_norm: str = _setting("mean", _one_of(*NORMALISATIONS))
+    transport_norm: str = setting("mean", checks.one_of(*NORMALISATIONS))
     """mean over batch, channels and space (reference code), or sum a sample (the paper's formula)."""
-    head: str = _setting("mlp", _one_of(*HEADS))
+    head: str = setting("mlp", checks.one_of(*HEADS))
     """Auxiliary head of every module but the last, which uses the model's own classifier."""
-    optimizer: str = _setting("sgd", _one_of(*OPTIMIZERS))
-    lr: float | None = _setting(None, _number(0.0, math.inf, open_below=True, words=(None,)))
+    optimizer: str = setting("sgd", checks.one_of(*OPTIMIZERS))
+    lr: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""
-    lr_schedule: str = _setting("cosine", _one_of(*LR_SCHEDULES))
+    lr_schedule: str = setting("cosine", checks.one_of(*LR_SCHEDULES))
     """Over the epochs of one module in one lap: cosine falls to zero, constant stays."""
-    momentum: float = _setting(0.9, _number(0.0, 1.0))
-    weight_decay: float = _setting(2e-4, _number(0.0, math.inf))
-    label_smoothing: float = _setting(0.1, _number(0.0, 1.0))
-    batch_size: int = _setting(32, _int_from(1))
-    micro_batch: int | str = _setting("auto", _int_from(1, words=("auto",)))
+    momentum: float = setting(0.9, checks.number(0.0, 1.0))
+    weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
+    label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
+    batch_size: int = setting(32, checks.int_from(1))
+    micro_batch: int | str = setting("auto", checks.int_from(1, words=("auto",)))
     """Samples in memory at once; `batch_size` is reached by accumulating gradients."""
-    cache: str = _setting("auto", _one_of(*CACHE_TIERS))
+    cache: str = setting("auto", checks.one_of(*CACHE_TIERS))
     """Where boundary activations live between two modules."""
-    cache_dir: str | Path | None = _setting(None, _path)
+    cache_dir: str | Path | None = setting(None, checks.path)
     """Folder of the disk tier; None is inside the run directory."""
-    cache_limit: str | int | None = _setting(None, _size)
+    cache_limit: str | int | None = setting(None, checks.size)
     """Most bytes that the cache may take on disk."""
-    cache_dtype: str = _setting("auto", _one_of(*CACHE_DTYPES))
+    cache_dtype: str = setting("auto", checks.one_of(*CACHE_DTYPES))
     """auto is fp32, or bf16 where that would not fit `cache_limit`."""
-    enforce: bool = _setting(True, _switch)
+    enforce: bool = setting(True, checks.switch)
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""
-    device: str = _setting("auto", _device)
-    threads: int | None = _setting(None, _int_from(1, optional=True))
+    device: str = setting("auto", checks.device)
+    threads: int | None = setting(None, checks.int_from(1, optional=True))
     """Compute threads; None leaves torch's own choice."""
-    seed: int = _setting(0, _int_from(0))
+    seed: int = setting(0, checks.int_from(0))
 
     def __post_init__(self) -> None:
         if isinstance(self.modules, list):
@@ -228,8 +124,9 @@ class TrainConfig(_Checked):
 
     @property
     def budget_bytes(self) -> int | None:
-        """The budget as bytes, or None where none was stated."""
-        return None if self.budget is None else parse_size(self.budget, what="budget")
+        """The budget as bytes; None where none was stated, or one that has to be asked for (see `Allowance`)."""
+        budget = None if self.budget is None or callable(self.budget) else parse_budget(self.budget)
+        return budget if isinstance(budget, int) else None
 
     @property
     def cache_limit_bytes(self) -> int | None:
@@ -303,7 +200,7 @@ def resolve(
     faults += [
         f"{fault} (from {origins[name]})"
         for name, value in values.items()
-        if (fault := _fault(known[name][1], value)) is not None
+        if (fault := checks.fault_of(known[name][1], value)) is not None
     ]
     if faults:
         raise ConfigError(faults, hint="`trgl-device train --help` lists every setting")

@@ -16,15 +16,15 @@ from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import DataError, StorageError
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore, evict
+from ondevice_trgl.policy import Stated
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.evaluation import Evaluation
-from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
 from ondevice_trgl.run.opening import fresh_head, network_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
 from ondevice_trgl.run.trained import TrainedRun
-from ondevice_trgl.units import parse_size
 from ondevice_trgl.workload import build_for, load_bundle
 
 ENSEMBLE = "ensemble"
@@ -37,7 +37,7 @@ def evaluate(
     head: str = "best",
     data: str | None = None,
     data_root: Path | str | None = None,
-    budget: str | int | None = None,
+    budget: Stated | None = None,
 ) -> dict[str, Any]:
     """See `jobs.evaluate_run`. `peak_before` is what this process took so far, where it is ours."""
     trained = TrainedRun.open(run_dir)
@@ -53,7 +53,7 @@ def evaluate(
     # what was measured on this kind of device there is to be measured here; a run may have moved to a lesser machine
     on_gpu = report.budget_kind == "cuda" and torch.cuda.is_available()
     device, seed = device_named(config.device if on_gpu else "cpu"), config.seed
-    budget_bytes = report.budget_bytes if budget is None else parse_size(budget, what="budget")
+    budget_bytes = allowed(report.budget_bytes if budget is None else budget, device)()
     with (
         global_state_kept(config.threads),
         meter_for(device) as meter,

@@ -1,5 +1,6 @@
 """Job: the record of what the command line was asked for, handed to whoever does it."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,16 @@ class Job:
     baseline: str = "auto"
     """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
     command: str = ""
+    stated: str = ""
+    """The budget as it was stated; that of `config` is in bytes, as of when the job began."""
+    why_budget: str = ""
+    """Why the two differ, in words; empty where they do not."""
     allocator: str = "system"
     """The settings of the C allocator that the caller has made, for child processes to have the same."""
+
+    def within(self, config: TrainConfig, stated: str, why: str) -> "Job":
+        """This job with the budget of `config`, as it was `stated`, and why the two differ."""
+        return dataclasses.replace(self, config=config, stated=stated, why_budget=why)
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON-ready values."""
@@ -30,6 +39,8 @@ class Job:
             "force": self.force,
             "baseline": self.baseline,
             "command": self.command,
+            "stated": self.stated,
+            "why_budget": self.why_budget,
             "allocator": self.allocator,
         }
 

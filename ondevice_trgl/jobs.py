@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.job import Job
+from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, ask
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.run_dir import RunDir
-from ondevice_trgl.setup.steps import set_up, staging_folder
+from ondevice_trgl.setup.steps import set_up, settled, staging_folder
 
 if TYPE_CHECKING:
     from ondevice_trgl.run.callbacks import Callback
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
 
 def plan_job(job: Job, *, ask: Ask = ask) -> Report:
     """What `train_job` would do; a report with status "planned". Raises BudgetInfeasibleError and other TrglErrors."""
-    with staging_folder(job.run_dir) as folder:
-        set_up(job, folder, ask, weights=False)
+    with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
+        set_up(job.within(*budget), folder, ask, weights=False)
         return read_report(folder)
 
 
 def train_job(job: Job, callbacks: "Sequence[Callback]" = (), *, ask: Ask = ask) -> Report:
     """Stage, plan, train, measure the baselines, write the report; status completed or paused. Raises TrglError."""
     RunDir.check(job.run_dir, force=job.force)
-    with staging_folder(job.run_dir) as folder:
-        set_up(job, folder, ask)
+    with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
+        set_up(job.within(*budget), folder, ask)
         RunDir.adopt(folder, job.run_dir, force=job.force)
     return resume_job(job.run_dir, callbacks)
 
 
-def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: str | int | None = None) -> Report:
+def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: Stated | None = None) -> Report:
     """Go on where the run in `run_dir` stands, within another budget where one is given.
 
     A finished run is reported as it is. Raises TrglError.
@@ -55,7 +56,7 @@ def evaluate_run(
     head: str = "best",
     data: str | None = None,
     data_root: Path | str | None = None,
-    budget: str | int | None = None,
+    budget: Stated | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a trained run on its own test set, or on that of another dataset of the same shape.
 

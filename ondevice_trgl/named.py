@@ -10,10 +10,11 @@ from ondevice_trgl.baseline import measure_baselines
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.policy import Stated
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import NOT_YET, Report, read_report
 from ondevice_trgl.run.callbacks import Callback
-from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
 from ondevice_trgl.run.opening import network_of, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import PLAN, RECORD, REPORT, RunDir, scratch_beside
@@ -21,7 +22,7 @@ from ondevice_trgl.run.session import Session
 from ondevice_trgl.workload import build_for, load_bundle
 
 
-def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None, peak_before: int) -> Report:
+def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, peak_before: int) -> Report:
     """Train from wherever the run stands, then measure the baselines; see `jobs.resume_job`.
 
     `peak_before` is what this process took at most so far, as far as that is ours.
@@ -34,8 +35,11 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None
         pending = any(baseline.reason == NOT_YET for baseline in report.baselines.values())
         return _complete(run, record, report) if record.workload is not None and pending else report
     workload = record.named(run.path)
-    config = record.config if budget is None else dataclasses.replace(record.config, budget=budget)
-    device = device_named(config.device)
+    device = device_named(record.config.device)
+    stated = budget if budget is not None else record.stated or record.config.budget
+    assert stated is not None
+    now = allowed(stated, device)
+    config = dataclasses.replace(record.config, budget=now())
     with global_state_kept(config.threads), meter_for(device) as meter:
         bundle = load_bundle(workload, config.seed, scratch_beside(run_dir))
         if record.subject["digest"] != bundle.digest:
@@ -47,7 +51,9 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: str | int | None
         chain = network_of(run, lambda: build_for(workload, bundle, config.seed), bundle.input_shape, run_dir)
         opened = open_run(run_dir, data, config, chain)
         before = max(peak_before, meter.peak_bytes() if meter.kind == "rss" else 0)
-        report = Session(opened, data, callbacks, threading.Event(), meter, device, started, before, frugal=True).run()
+        report = Session(
+            opened, data, callbacks, threading.Event(), meter, device, started, before, ask=now, frugal=True
+        ).run()
     return _complete(run, record, report)
 
 

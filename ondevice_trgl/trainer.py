@@ -19,20 +19,22 @@ from torch import nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import limit_for
-from ondevice_trgl.device.meter import PeakMeter, meter_for, process_tree_rss
+from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.tree import descendants_bytes, process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
 from ondevice_trgl.model.store import ModuleStore, bytes_in, fill, is_evicted, state_of
 from ondevice_trgl.model.tensorfile import read_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
 from ondevice_trgl.plan.plan import Plan
+from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, ask
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
-from ondevice_trgl.run.guards import device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
 from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, WEIGHTS, RunDir, read_json
@@ -43,8 +45,7 @@ from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged
 from ondevice_trgl.setup.rehearse import Rehearsals
 from ondevice_trgl.setup.requests import PlanRequest
 from ondevice_trgl.setup.staging import measure, stage
-from ondevice_trgl.setup.steps import staging_folder
-from ondevice_trgl.units import parse_size
+from ondevice_trgl.setup.steps import settled, staging_folder
 
 _LEAST_ROOM_BYTES = 220_000_000
 """What a process that plans needs at least beside this one."""
@@ -88,16 +89,18 @@ class Trainer:
         """Checkpoint after the current step and return from `fit`. May be called from any thread."""
         self._pause.set()
 
-    def set_budget(self, budget: str | int) -> None:
-        """Change the budget of the run that is training. May be called from any thread.
+    def set_budget(self, budget: Stated) -> None:
+        """Change the budget of the run that is training, as TrainConfig takes it. May be called from any thread.
 
         A smaller one takes effect by the next step, a larger one by the next module. Raises SizeError, and UsageError
         where nothing is training.
         """
-        size = parse_size(budget, what="budget")
-        if self._session is None:
+        ask = allowed(budget, self.device)
+        ask()
+        session = self._session
+        if session is None:
             raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
-        self._session.budget.request(size)
+        session.budget.request(ask)
 
     def plan(self, train_set: Any, val_set: Any = None, test_set: Any = None) -> Plan:
         """What `fit` would do, without training; leaves the model as it was.
@@ -106,8 +109,8 @@ class Trainer:
         """
         with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
-            with staging_folder(self.run_dir) as folder:
-                return self._stage_and_plan(data, folder, meter, keep=True)[1]
+            with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
+                return self._stage_and_plan(data, RunRecord.within(*budget), folder, meter, keep=True)[1]
 
     def fit(
         self,
@@ -127,8 +130,17 @@ class Trainer:
         with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             opened = self._reopened(data) if resume else self._new(data, meter)
+            budget = self.config.budget
             self._session = Session(
-                opened, data, self.callbacks, self._pause, meter, self.device, started, meter.peak_bytes()
+                opened,
+                data,
+                self.callbacks,
+                self._pause,
+                meter,
+                self.device,
+                started,
+                meter.peak_bytes(),
+                ask=None if budget is None else allowed(budget, self.device),
             )
             try:
                 return self._session.run()
@@ -137,10 +149,11 @@ class Trainer:
 
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
         RunDir.check(self.run_dir, force=self.force)
-        with staging_folder(self.run_dir) as folder, self._given_back(folder):
-            chain, _ = self._stage_and_plan(data, folder, meter, keep=False)
+        with settled(self.config) as budget, staging_folder(self.run_dir) as folder, self._given_back(folder):
+            record = RunRecord.within(*budget)
+            chain, _ = self._stage_and_plan(data, record, folder, meter, keep=False)
             RunDir.adopt(folder, self.run_dir, force=self.force)
-        return open_run(self.run_dir, data, self.config, chain)
+        return open_run(self.run_dir, data, record.config, chain)
 
     @contextlib.contextmanager
     def _given_back(self, folder: Path) -> Iterator[None]:
@@ -155,23 +168,23 @@ class Trainer:
             raise
 
     def _reopened(self, data: dict[str, Source]) -> Opened:
-        if isinstance(self.model, nn.Module):
-            return open_run(self.run_dir, data, self.config, self.model)
-        made = None if RunDir.open(self.run_dir).has_blueprint else self.model()
-        return open_run(self.run_dir, data, self.config, made)
+        with settled(self.config) as (config, _, _):
+            if isinstance(self.model, nn.Module):
+                return open_run(self.run_dir, data, config, self.model)
+            made = None if RunDir.open(self.run_dir).has_blueprint else self.model()
+            return open_run(self.run_dir, data, config, made)
 
     def _stage_and_plan(
-        self, data: dict[str, Source], folder: Path, meter: PeakMeter, *, keep: bool
+        self, data: dict[str, Source], record: RunRecord, folder: Path, meter: PeakMeter, *, keep: bool
     ) -> tuple[Chain, Plan]:
         """With `keep` weights stay where they are, in the model, else they are in `folder` and the chain is evicted."""
-        record = RunRecord(self.config, {}, allocator="system")
         chain = stage(self.model, data, record, folder, weights=not keep)
         record = RunRecord.from_dict(read_json(folder / RECORD))
         release_memory()
         release_code_pages()
-        room = stated_budget(self.config) - process_tree_rss()
+        room = stated_budget(record.config) - process_tree_rss()
         if not record.no_blueprint and room > _LEAST_ROOM_BYTES:
-            floor = meter.current_bytes() if meter.kind == "rss" else 0
+            floor = meter.current_bytes() + descendants_bytes() if meter.kind == "rss" else 0
             held = 0 if is_evicted(chain.model) else bytes_in(state_of(chain.model).values())
             request = PlanRequest(folder, process_tree_rss(), floor_bytes=max(0, floor - held))
             # an app may run where no second Python can be started, and two processes have less room than one
@@ -183,22 +196,22 @@ class Trainer:
     def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
         """The plan, made in this process: without a blueprint, or without room for another process."""
         if not (folder / COSTS).is_file():
-            measure(chain, self.config, folder)
+            measure(chain, record.config, folder)
         release_memory()
         release_code_pages()
         limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
         rehearsals = Rehearsals(
             chain,
-            self.config,
+            record.config,
             meter,
             limit,
             memo,
-            room_bytes=stated_budget(self.config),
+            room_bytes=stated_budget(record.config) - descendants_bytes(),
             scratch=folder,
             steps=STEPS_OF_AN_APP,
         )
         try:
-            floor = rehearsals.floor_bytes
+            floor = rehearsals.floor_bytes + descendants_bytes()
             if not is_evicted(chain.model) and meter.kind == "rss":
                 floor -= bytes_in(state_of(chain.model).values())
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 
+from ondevice_trgl.cli.env import run_env
 from ondevice_trgl.cli.evaluate import run_evaluate
 from ondevice_trgl.cli.export import run_export
 from ondevice_trgl.cli.guard import guarded
@@ -23,6 +24,7 @@ COMMANDS = {
     "resume": run_resume,
     "evaluate": run_evaluate,
     "export": run_export,
+    "env": run_env,
 }
 
 

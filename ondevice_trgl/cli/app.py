@@ -53,7 +53,7 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
         "RUN -o FILE",
         "Use a run",
     ),
-    ("env", run_env, OUTPUT, "", "This machine"),
+    ("env", run_env, ("allocator", *OUTPUT), "", "This machine"),
 )
 """Name, what it runs, its options, an example of them, and where `--help` lists it."""
 for name, command, options, example, panel in COMMANDS:

@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.report.table import Line, Span
 from ondevice_trgl.units import format_size
 
 
 def run_env(shell: Shell, given: dict[str, Any]) -> int:
-    """Describe this machine and installation, ready to be pasted."""
+    """Describe this machine and installation, ready to be pasted: as a training started here would find them."""
+    prepare_process(shell, "env", given)
     import torch
 
-    from ondevice_trgl.device.environment import describe_environment
+    from ondevice_trgl.device.environment import describe_environment, describe_metering
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = describe_environment(threads=torch.get_num_threads(), device=device)
+    facts = describe_environment(threads=torch.get_num_threads(), device=device) | describe_metering(device)
     if shell.json:
         shell.record(facts)
     else:

@@ -7,8 +7,9 @@ from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
 from ondevice_trgl.errors import BudgetExceededError, UsageError
+from ondevice_trgl.policy import parse_budget
 from ondevice_trgl.report.table import Span, format_fraction
-from ondevice_trgl.units import format_size, parse_size
+from ondevice_trgl.units import format_size
 
 
 def parse_head(text: str, *more: str) -> str | int:
@@ -27,7 +28,7 @@ def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
     """Print the accuracy of RUN's trained model, measured module by module inside the run's budget."""
     head = str(parse_head(given["judged_head"], "ensemble"))
     if given["budget"] is not None:
-        parse_size(given["budget"], what="--budget")
+        parse_budget(given["budget"], what="--budget")
     prepare_process(shell, "evaluate", given)
     from ondevice_trgl import jobs
 

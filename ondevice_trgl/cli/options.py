@@ -61,7 +61,13 @@ def _add(name: str, kind: Any, info: Any, default: Any = inspect.Parameter.empty
 
 
 _P = "Memory"
-_declare(_P, "budget", str, "-b --budget SIZE", "Most memory to use, like 600MB or 2GiB: the process, or the GPU's.")
+_declare(
+    _P,
+    "budget",
+    str,
+    "-b --budget SIZE",
+    "Most memory to use, like 600MB, 2GiB or 'free-RAM minus 500MB': the process, or the GPU's.",
+)
 _declare(_P, "profile", str, "-p --profile NAME|FILE", "Device profile to take settings from; see `profiles ls`.")
 _declare(_P, "modules", str, "--modules auto|K|NAME,...", "Local modules: how many, or the layers they end with.")
 _declare(_P, "micro_batch", str, "--micro-batch auto|N", "Samples in memory at once; gradients are accumulated.")

@@ -23,8 +23,7 @@ def exit_code(report: Report, *, signum: int | None = None) -> int:
         return 128 + signum if signum is not None else 0
     if report.status == "failed":
         return 1
-    peak = report.measured_peak_bytes
-    return BudgetExceededError.exit_code if peak is not None and peak > report.budget_bytes else 0
+    return BudgetExceededError.exit_code if report.held is False else 0
 
 
 def _files(report: Report) -> list[Line]:

@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 
-from ondevice_trgl.device import host
+from ondevice_trgl.device import container, host
 from ondevice_trgl.device.allocator import allocator_name, glibc_version
+from ondevice_trgl.device.limit import limit_for
+from ondevice_trgl.device.meter import meter_for
+from ondevice_trgl.device.tree import child_meter
 
 
 def describe_environment(*, threads: int, device: str) -> dict[str, Any]:
@@ -22,7 +25,24 @@ def describe_environment(*, threads: int, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": host.cpu_model(),
         "ram_bytes": host.ram_bytes(),
-        "cgroup_limit_bytes": host.memory_limit_bytes(),
+        "cgroup_limit_bytes": container.memory_limit_bytes(),
+    }
+
+
+def describe_metering(device: str) -> dict[str, Any]:
+    """JSON-ready: by what memory is measured and held on `device` here, each with what it falls back to.
+
+    Resets the peak of this process, and starts torch's threads.
+    """
+    with meter_for(device) as meter:
+        name = meter.name
+    stall = container.stall_seconds()
+    return {
+        "peak_meter": name,
+        "budget_held_by": limit_for(torch.device(device)).name,
+        "child_processes": child_meter(),
+        "waiting_for_memory": "not told by this kernel" if stall is None else stall[1],
+        "left_bytes": host.left_bytes(),
     }
 
 

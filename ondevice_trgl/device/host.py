@@ -1,4 +1,4 @@
-"""What is known of the machine under us: RAM, the memory limit of a container, processor name, usable cores."""
+"""What is known of the machine under us: RAM and what is left of it, processor name, usable cores."""
 
 import os
 import platform
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-_UNLIMITED = 1 << 60
-"""cgroup v1 writes a number near 2^63 where there is no limit."""
+from ondevice_trgl.device.container import free_bytes, memory_limit_bytes
+from ondevice_trgl.device.tree import process_tree_rss
 
 
 def ram_bytes() -> int:
@@ -17,42 +17,15 @@ def ram_bytes() -> int:
 
 def usable_ram_bytes() -> int:
     """Physical memory, or the container's limit where that is less."""
-    return min(ram_bytes(), memory_limit_bytes() or _UNLIMITED)
+    ram, limit = ram_bytes(), memory_limit_bytes()
+    return ram if limit is None else min(ram, limit)
 
 
-def memory_limit_bytes(proc: Path = Path("/proc"), sys: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The lowest memory limit of the cgroups (v1 or v2) that hold this process; None where there is none."""
-    limits = [limit for folder, name in _cgroup_files(proc, sys) if (limit := _read_limit(folder / name)) is not None]
-    return min(limits, default=None)
-
-
-def _cgroup_files(proc: Path, sys: Path) -> list[tuple[Path, str]]:
-    """Folder and file name of every limit that applies, from this process's group up to the root."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    files = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
-        if controllers == "":
-            root, name = sys, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = sys / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # inside a container the path may be the host's: folders that do not exist here are passed over
-        parts = [part for part in path.split("/") if part and part != ".."]
-        files += [(root.joinpath(*parts[:depth]), name) for depth in range(len(parts), -1, -1)]
-    return files
-
-
-def _read_limit(path: Path) -> int | None:
-    try:
-        limit = int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # absent, or "max"
-        return None
-    return limit if 0 < limit < _UNLIMITED else None
+def left_bytes() -> int:
+    """What others leave of the memory to this process and those it started: what is free, and what they hold."""
+    free = int(psutil.virtual_memory().available)
+    inside = free_bytes()
+    return (free if inside is None else min(free, inside)) + process_tree_rss()
 
 
 def cpu_count() -> int:

@@ -105,7 +105,7 @@ class _CpuLimit(MemoryLimit):
 class NoLimit(MemoryLimit):
     """Where the system offers none: the budget is planned and measured, and not enforced."""
 
-    name = "none"
+    name = "nothing: planned and measured alone"
     refuses_code = gives_back = False
 
     def set(self, budget_bytes: int) -> None:

@@ -27,6 +27,12 @@ class PeakMeter(Protocol):
     name: str
     kind: str
     """rss (whole process) | cuda (device memory)"""
+    others: int = 0
+    """What of its figures other processes hold, in bytes, as of the last `look`."""
+
+    def look(self) -> None:
+        """See what other processes hold. Between steps: peaks of theirs between two looks are missed."""
+        return None
 
     def reset(self) -> None:
         """Start a new measurement: from now on the peak counts from the present use."""
@@ -227,15 +233,3 @@ def own_peak_rss(proc: Path = Path("/proc/self")) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
-
-
-def process_tree_rss() -> int:
-    """RSS in bytes of this process and all its descendants, now; memory they share counts once for each."""
-    import psutil
-
-    process = psutil.Process()
-    total = int(process.memory_info().rss)
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # ended since
-            total += int(child.memory_info().rss)
-    return total

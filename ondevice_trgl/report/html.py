@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
+from ondevice_trgl.report.memory import memory_notes
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.report.table import Span, Table, shortened
 from ondevice_trgl.report.text import (
@@ -104,6 +105,7 @@ def to_html(report: Report) -> str:
         _section(
             "Plan", _facts({"budget": budget_line(report), "plan": plan_line(report)}), _list(report.plan.reasons)
         ),
+        _section("Memory while training", _list(memory_notes(report))),
         _section("Results", _facts({"accuracy": accuracy_line(report), "time": seconds_line(report)})),
         _section("Work", _facts({**report.workload, "run directory": report.run_dir})),
         _section("Environment", _facts(report.environment)),

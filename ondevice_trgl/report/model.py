@@ -147,6 +147,9 @@ class Report:
     predicted_peak_bytes, seconds_per_epoch, cache_bytes."""
     budgets: tuple[Mapping[str, int], ...] = ()
     """Where the budget was changed while training: budget_bytes and measured_peak_bytes of each stretch."""
+    system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the system counted in the last sitting: `memory_events` of the process's cgroup (high, max, oom, oom_kill),
+    `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so."""
 
     @property
     def held(self) -> bool | None:

@@ -1,5 +1,6 @@
 """A Report as tables and sentences; the HTML page takes the same ones, so that both show the same figures."""
 
+from ondevice_trgl.report.memory import memory_notes
 from ondevice_trgl.report.model import BaselineReport, ModuleReport, Report
 from ondevice_trgl.report.table import (
     Cell,
@@ -144,7 +145,11 @@ def verdict(report: Report) -> Span:
         return Span(f"{report.status.capitalize()}{why}: {measured}.", tone)
     if peak is None:
         return Span(f"Completed, but {measured}.", "bad")
-    held = peak <= budget
+    held = bool(report.held)
+    if len(report.budgets) > 1:
+        measured = "measured peak " + ", then ".join(
+            f"{format_size(one['measured_peak_bytes'])} of {format_size(one['budget_bytes'])}" for one in report.budgets
+        )
     sentence = f"{'Held' if held else 'Went over'} the budget: {measured}{_savings(report)}."
     return Span(sentence, "good" if held else "bad")
 
@@ -231,4 +236,6 @@ def report_lines(report: Report, width: int = 100) -> list[Line]:
     lines += [(), *wrapped(verdict(report), width)]
     for name, known in (("accuracy", accuracy_line(report)), ("time", seconds_line(report))):
         lines += labelled(name, known, width) if known else []
+    for number, note in enumerate(memory_notes(report)):
+        lines += labelled("memory" if number == 0 else "", f"- {note}", width, hang=2)
     return lines

@@ -1,7 +1,6 @@
 """The bytes that hold while a run trains: stated at the start, changed from any thread, kept by a limit, measured."""
 
 import gc
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +14,8 @@ from ondevice_trgl.run.hands import Hands
 from ondevice_trgl.units import format_size
 
 T = TypeVar("T")
+_NOISE_BYTES = 12_000_000
+"""A process between two modules holds that much more or less than at the start for no reason of the app's."""
 
 
 @dataclass
@@ -28,8 +29,19 @@ class Period:
 class Budget:
     """What the process may take now. `request` may be called from any thread, all else belongs to the run's own."""
 
-    def __init__(self, budget_bytes: int, limit: MemoryLimit, meter: PeakMeter, *, frugal: bool = False) -> None:
-        """`frugal`: hold the process to what is planned, where it is ours alone and the allocator gives back first."""
+    def __init__(
+        self,
+        budget_bytes: int,
+        limit: MemoryLimit,
+        meter: PeakMeter,
+        *,
+        frugal: bool = False,
+        ask: Callable[[], int] | None = None,
+    ) -> None:
+        """`frugal`: hold the process to what is planned, where it is ours alone and the allocator gives back first.
+
+        `ask` gives what may be taken now, which may change; None where it does not.
+        """
         self.bytes = budget_bytes
         self._frugal = frugal and limit.gives_back
         self.limit, self._meter = limit, meter
@@ -40,37 +52,38 @@ class Budget:
         self.hands = Hands(apart=limit.refuses_code)
         self._leftovers = self.hands.do(Leftovers)
         limit.calibrate()  # a thread has started
-        self._more = 0
-        self._lock = threading.Lock()
-        self._asked: int | None = None
+        self._ask, self._asked = ask, budget_bytes
+        self._more = self._at_start = self._grown = 0
 
-    def request(self, budget_bytes: int) -> None:
-        """Ask for another budget, which `take` will hand out."""
-        with self._lock:
-            self._asked = budget_bytes
+    def request(self, ask: Callable[[], int]) -> None:
+        """From now on, `ask` gives what may be taken."""
+        self._ask = ask
 
     @property
-    def is_asked(self) -> bool:
-        """Whether another budget was requested and not taken so far."""
-        return self._asked is not None
+    def room(self) -> int:
+        """The budget, less what the process holds more than at the start: what is an app's, training leaves to it."""
+        return self.bytes - self._grown
 
-    def take(self, *, larger: bool) -> bool:
-        """Make a requested budget the one that holds; one that is larger only with `larger`. Whether it changed."""
-        if self._asked is None:
-            return False
-        with self._lock:
-            asked = self._asked
-            if asked is None or (asked > self.bytes and not larger):
-                return False
-            self._asked = None
-        if asked == self.bytes:
-            return False
+    def has_changed(self, *, larger: bool) -> bool:
+        """Look at what may be taken now, for `take`: less in any case, more only with `larger`."""
+        self._meter.look()
+        if self._ask is not None:
+            self._asked = self._ask()
+        return self._asked < self.bytes or (larger and self._asked > self.bytes)
+
+    def take(self) -> None:
+        """Let what `has_changed` saw be the budget that holds. Call `begin` when the process was fitted to it."""
         self.note_peak()
-        self.bytes = asked
-        self.make_room()
+        self.bytes = self._asked
+        if self.is_over():
+            self.make_room()
+        else:
+            self.enforce()
+
+    def begin(self) -> None:
+        """From here on, the peak is held against the budget that was taken."""
         self._meter.reset()
-        self.periods.append(Period(asked))
-        return True
+        self.periods.append(Period(self.bytes))
 
     def enforce(self, planned_bytes: int | None = None) -> None:
         """Set the limit, from what the process holds now: at the budget, or at what is planned where that is less.
@@ -79,14 +92,22 @@ class Budget:
         """
         held = self.bytes
         if planned_bytes is not None and self._frugal:
-            held = min(held, planned_bytes + self._more + CODE_GROWTH_BYTES)
+            held = min(held, planned_bytes + self._more + self._grown + CODE_GROWTH_BYTES)
         self.is_tight = held < self.bytes
-        self.limit.set(held)
+        self.limit.set(held - self._meter.others)
 
     def start(self, floor_bytes: int) -> None:
         """Set the limit for the first time. A process that holds more than the planned floor may keep doing so."""
+        self._meter.look()
         self.make_room()
-        self._more = max(0, self._meter.current_bytes() - floor_bytes)
+        self._at_start = self._meter.current_bytes()
+        self._more = max(0, self._at_start - floor_bytes)
+
+    def between_modules(self) -> None:
+        """Give back what is not in use, and see what the process has come to hold beside training."""
+        self.make_room()
+        grown = self._meter.current_bytes() - self._at_start
+        self._grown = grown if grown > _NOISE_BYTES else 0
 
     def end(self) -> None:
         """Put back the limit that was there before, and end the thread that was started."""

@@ -2,17 +2,20 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.errors import UsageError
+from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.units import parse_size
 
 
 def outline(data: dict[str, Source]) -> dict[str, Any]:
@@ -38,6 +41,21 @@ def device_named(name: str) -> torch.device:
     if name != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: torch finds no CUDA device here", hint="use --device cpu")
     return torch.device(name)
+
+
+def allowed(stated: Stated, device: torch.device) -> Callable[[], int]:
+    """What the budget `stated` comes to, each time it is called. Raises SizeError; UsageError for a policy on a GPU.
+
+    A policy is of this machine's memory, and a container's limit holds there; the memory of a GPU is neither.
+    """
+    if device.type != "cuda":
+        return Allowance(stated).now
+    if callable(stated):
+        return lambda: parse_size(stated(), what="budget")
+    if not isinstance(parse_budget(stated), int):
+        raise UsageError(f"budget {stated!r} is a share of RAM, and {device} has memory of its own", hint="state bytes")
+    size = parse_size(stated, what="budget")
+    return lambda: size
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class ModuleRun:
         """The module as it stands, on the highest rung that the budget allows, or where it was."""
         context, config, position = self.context, self.context.config, self.position
         ladder = context.plan.ladders[self.index]
-        rung = rung_within(ladder, context.budget.bytes)
+        rung = rung_within(ladder, context.budget.room)
         for lower in (lowest, position.rung if position.epoch or position.step else None):
             if lower in ladder:
                 rung = ladder[max(ladder.index(rung), ladder.index(lower))]
@@ -152,15 +152,16 @@ class ModuleRun:
         self.checkpointer.save(self.index, position, optim=self.stepper.optimizer.state, run=random)
 
     def _follow_the_budget(self) -> None:
-        """Let a smaller budget that was asked for take effect."""
+        """Let a smaller budget take effect."""
         budget = self.context.budget
-        if not budget.is_asked:
+        if not budget.has_changed(larger=False):
             return
         self.note_peak()
-        if budget.take(larger=False):
-            self.context.progress.budget_bytes = budget.bytes
-            self.context.run.event("budget", lap=self.lap, module=self.index, budget_bytes=budget.bytes)
-            self.stepper.fit()
+        budget.take()
+        self.context.progress.budget_bytes = budget.bytes
+        self.context.run.event("budget", lap=self.lap, module=self.index, budget_bytes=budget.bytes)
+        self.stepper.fit()
+        budget.begin()
 
     def finish(self) -> None:
         """Write the boundary behind the module, its accuracies and its last checkpoint."""

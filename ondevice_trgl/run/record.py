@@ -25,6 +25,11 @@ class RunRecord:
     command: str = ""
     allocator: str = "system"
     """The setting of the C allocator, for other processes of the run to have the same."""
+    stated: str = ""
+    """The budget as it was stated: a size, or a policy that is asked again; that of `config` is in bytes, as planned.
+    Empty for a function of a program's own."""
+    why_budget: str = ""
+    """Why the budget is not what was stated, in words; empty where it is."""
     no_blueprint: str = ""
     """Why the network has to be built by its own code in each process; empty where it has a blueprint."""
 
@@ -35,6 +40,11 @@ class RunRecord:
             return {}
         origin = {"seed": self.config.seed, "baseline": self.baseline, "command": self.command}
         return {**self.workload.to_dict(), **self.subject, **origin, "allocator": self.allocator}
+
+    @classmethod
+    def within(cls, config: TrainConfig, stated: str, why: str) -> "RunRecord":
+        """The record of a program's own run, before its data is known; the budget as in `Job.within`."""
+        return cls(config, {}, stated=stated, why_budget=why)
 
     def named(self, path: Path) -> Workload:
         """Model and data by name. Raises RunDirError for a run, in `path`, of a program's own."""

@@ -68,6 +68,7 @@ def make_report(
     workload: Mapping[str, Any],
     pressure: Sequence[Mapping[str, Any]] = (),
     budgets: Sequence[Mapping[str, int]] = (),
+    system: Mapping[str, Any] | None = None,
 ) -> Report:
     """The report of a run or, with status "planned" and empty measurements, of a plan.
 
@@ -106,6 +107,7 @@ def make_report(
         pressure=tuple(pressure),
         pareto=tuple(vars(choice) for choice in plan.pareto) if status == "planned" else (),
         budgets=tuple(budgets),
+        system=system or {},
     )
 
 

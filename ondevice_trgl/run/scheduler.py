@@ -49,7 +49,7 @@ class Scheduler:
         while context.boundaries.index < index:
             before = context.boundaries.index
             context.load(before)
-            rung = rung_within(context.plan.ladders[before], context.budget.bytes)
+            rung = rung_within(context.plan.ladders[before], context.budget.room)
             context.sweep(before, context.objective(before, rung), context.buffer(before, rung), write=True)
             context.evict(before)
             context.boundaries.advance()
@@ -59,10 +59,13 @@ class Scheduler:
         progress.module, progress.module_name = index, context.partition.modules[index].label
         progress.enter("load", 0)
         self.peak_outside = max(self.peak_outside, budget.note_peak())
-        budget.take(larger=True)
-        progress.budget_bytes = budget.bytes
+        if budget.has_changed(larger=True):
+            budget.take()
+            budget.begin()
+            progress.budget_bytes = budget.bytes
+            context.run.event("budget", lap=lap, module=index, budget_bytes=budget.bytes)
         context.meter.reset()
-        budget.make_room()
+        budget.between_modules()
         context.load(index)
         progress.train_accuracy = progress.val_accuracy = None
         progress.call("on_module_start")

@@ -4,15 +4,17 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.container import Watch
 from ondevice_trgl.device.environment import describe_environment
 from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.tree import TreeMeter
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict, parameter_count
 from ondevice_trgl.report.model import Report
@@ -44,12 +46,17 @@ class Session:
     device: torch.device
     started: float
     peak_before: int
+    ask: Callable[[], int] | None = None
+    """Gives the budget, asked between steps; None where that of the plan holds until another is requested."""
     frugal: bool = False
     """See `Budget`: the process is ours alone, no app's."""
 
     def __post_init__(self) -> None:
+        self._watch = Watch()
         limit = limit_for(self.device) if self.opened.config.enforce else NoLimit()
-        self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal)
+        if self.meter.kind == "rss":
+            self.meter = TreeMeter(self.meter)
+        self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal, ask=self.ask)
 
     def run(self) -> Report:
         """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed"."""
@@ -64,8 +71,10 @@ class Session:
             self.budget,
         )  # fmt: skip
         scheduler = Scheduler(context, Checkpointer(context))
-        known = self.peak_before, p.plan.set_up_bytes, (before.measured_peak_bytes or 0) if before else 0
-        scheduler.peak_outside = max(known)
+        so_far = max(self.peak_before, p.plan.set_up_bytes)
+        self.budget.periods[0].measured_peak_bytes = so_far
+        self._earlier = _stretches(before)
+        scheduler.peak_outside = max(so_far, (before.measured_peak_bytes or 0) if before else 0)
         seconds_before = before.seconds.total if before else 0.0
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         try:
@@ -96,6 +105,11 @@ class Session:
             p.run.clear_cache(p.config.cache_dir)
             evict(*p.partition.modules, *p.heads)
             release_memory()
+
+    def _budgets(self) -> list[dict[str, int]]:
+        """Every stretch under one budget, earlier sittings' included; [] where there was one budget all along."""
+        stretches = [*self._earlier, *(vars(period) for period in self.budget.periods)]
+        return stretches if len({stretch["budget_bytes"] for stretch in stretches}) > 1 else []
 
     def _progress(self) -> Progress:
         p = self.opened
@@ -132,7 +146,17 @@ class Session:
             environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
             workload=p.record.reported,
             pressure=scheduler.pressures,
-            budgets=[vars(period) for period in self.budget.periods] if len(self.budget.periods) > 1 else [],
+            budgets=self._budgets(),
+            system=self._watch.since(),
         )
         p.run.write(REPORT, report.to_dict())
         return report
+
+
+def _stretches(before: Report | None) -> list[dict[str, int]]:
+    """The budgets of earlier sittings, and what was measured under each."""
+    if before is None or before.measured_peak_bytes is None:
+        return []
+    if before.budgets:
+        return [dict(stretch) for stretch in before.budgets]
+    return [{"budget_bytes": before.budget_bytes, "measured_peak_bytes": before.measured_peak_bytes}]

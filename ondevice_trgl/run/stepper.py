@@ -130,8 +130,8 @@ class Stepper:
     def fit(self) -> None:
         """Go down to a rung that is predicted to fit the budget, after that was lowered."""
         self._made_room = False
-        fitting = [rung for rung in self._below() if rung.peak_bytes <= self._budget.bytes]
-        if self.rung.peak_bytes > self._budget.bytes and self._below():
+        fitting = [rung for rung in self._below() if rung.peak_bytes <= self._budget.room]
+        if self.rung.peak_bytes > self._budget.room and self._below():
             self._change("the budget was lowered", fitting[0] if fitting else self._below()[-1])
 
     def _below(self) -> Sequence[Rung]:

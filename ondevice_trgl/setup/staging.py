@@ -124,7 +124,9 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             "num_classes": bundle.num_classes,
             "samples": {name: len(split.labels) for name, split in data.items()},
         }
-        record = RunRecord(job.config, {}, job.workload, subject, job.baseline, job.command, job.allocator)
+        record = RunRecord(
+            job.config, {}, job.workload, subject, job.baseline, job.command, job.allocator, job.stated, job.why_budget
+        )
 
         def fill(model: nn.Module, release: Callable[[], None]) -> None:
             assert given.weights is not None

@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.device.host import usable_ram_bytes
-from ondevice_trgl.device.meter import process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.tree import process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
@@ -38,6 +40,23 @@ def staging_folder(run_dir: Path) -> Iterator[Path]:
         raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
     with scratch as folder:
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def settled(config: TrainConfig) -> Iterator[tuple[TrainConfig, str, str]]:
+    """`config` with its budget in bytes as of now, the budget as it was stated, and why the two differ.
+
+    A refusal inside names the container's limit, where that is in the way. The budget of a GPU stays as it is.
+    """
+    gpu = config.device == "auto" and Path("/dev/nvidiactl").exists()  # without torch, which would tell for certain
+    if config.budget is None or gpu or config.device.startswith("cuda"):
+        yield config, "", ""
+        return
+    allowance = Allowance(config.budget)
+    try:
+        yield dataclasses.replace(config, budget=allowance.now()), allowance.text, allowance.why()
+    except BudgetInfeasibleError as refusal:
+        raise allowance.refused(refusal) from refusal
 
 
 def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> None:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from ondevice_trgl.device import host
+from ondevice_trgl.device import container, host
 from ondevice_trgl.device.environment import describe_environment
 
 
@@ -54,14 +54,14 @@ def test_container_limits(
     cgroup: str, limits: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proc, sys = machine(tmp_path, cgroup, limits)
-    assert host.memory_limit_bytes(proc, sys) == expected
+    assert container.memory_limit_bytes(proc, sys) == expected
     monkeypatch.setattr(host, "memory_limit_bytes", lambda: expected)
     monkeypatch.setattr(host, "ram_bytes", lambda: 1 << 40)
     assert host.usable_ram_bytes() == (expected or 1 << 40)
 
 
 def test_no_cgroup_files_no_limit(tmp_path: Path) -> None:
-    assert host.memory_limit_bytes(tmp_path / "proc", tmp_path / "sys") is None
+    assert container.memory_limit_bytes(tmp_path / "proc", tmp_path / "sys") is None
 
 
 @pytest.mark.parametrize(

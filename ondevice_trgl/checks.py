@@ -1,0 +1,132 @@
+"""What may be set to what: a check says what was expected, or nothing; a record of settings runs them all."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.errors import ConfigError, SizeError
+from ondevice_trgl.policy import parse_budget
+from ondevice_trgl.units import parse_size
+
+Check = Callable[[Any], str | None]
+
+
+def one_of(*valid: str) -> Check:
+    def check(value: Any) -> str | None:
+        if value in valid:
+            return None
+        near = difflib.get_close_matches(str(value), valid, n=1)
+        return f"expected {' | '.join(valid)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+    return check
+
+
+def int_from(least: int, *, words: tuple[str, ...] = (), optional: bool = False) -> Check:
+    expected = f"expected a whole number of at least {least}" + "".join(f" or {word!r}" for word in words)
+
+    def check(value: Any) -> str | None:
+        if (optional and value is None) or value in words:
+            return None
+        return None if isinstance(value, int) and not isinstance(value, bool) and value >= least else expected
+
+    return check
+
+
+def number(least: float, most: float, *, open_below: bool = False, words: tuple[Any, ...] = ()) -> Check:
+    low = "above" if open_below else "of at least"
+    high = f" and at most {most:g}" if math.isfinite(most) else ""
+    expected = f"expected a number {low} {least:g}{high}" + "".join(f" or {word!r}" for word in words if word)
+
+    def check(value: Any) -> str | None:
+        if any(value is word or value == word for word in words):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return expected
+        inside = (value > least if open_below else value >= least) and value <= most
+        return None if inside else expected
+
+    return check
+
+
+def size(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        parse_size(value)
+    except SizeError as error:
+        return f"{error.message.split(' ', 2)[-1]}; write it like 600MB or 2GiB"
+    return None
+
+
+def budget(value: Any) -> str | None:
+    if value is None or callable(value):
+        return None
+    try:
+        parse_budget(value)
+    except SizeError as error:
+        return f"{error.message.split(' ', 2)[-1]}; {error.hint}"
+    return None
+
+
+def modules(value: Any) -> str | None:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return None
+    if isinstance(value, tuple | list) and value and all(isinstance(name, str) and name for name in value):
+        return None
+    return "expected 'auto', a whole number of at least 1, or boundary names"
+
+
+def device(value: Any) -> str | None:
+    if isinstance(value, str) and (value in ("auto", "cpu", "cuda") or value.removeprefix("cuda:").isdigit()):
+        return None
+    return "expected auto | cpu | cuda | cuda:N"
+
+
+def switch(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "expected true or false"
+
+
+def text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "expected a name"
+
+
+def path(value: Any) -> str | None:
+    return None if value is None or isinstance(value, str | Path) else "expected a path"
+
+
+def names(value: Any) -> str | None:
+    if value is None or (isinstance(value, tuple | list) and all(isinstance(name, str) and name for name in value)):
+        return None
+    return "expected names of tensors or layers"
+
+
+def setting(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+class Checked:
+    """Runs the check of every field; the subclasses are dataclasses made with `setting`."""
+
+    def __post_init__(self) -> None:
+        faults = [fault for f in fields(self) if (fault := fault_of(f, getattr(self, f.name)))]  # type: ignore[arg-type]
+        if faults:
+            raise ConfigError(faults, source=type(self).__name__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def fault_of(f: dataclasses.Field[Any], value: Any) -> str | None:
+    reason = f.metadata["check"](value)
+    return f"{f.name} = {plain(value)!r}: {reason}" if reason else None
