@@ -18,6 +18,7 @@ from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.falsify import falsified
 from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
@@ -57,19 +58,21 @@ def make_plan(
     val_rows: int = 0,
     measured: Measured | None = None,
     scratch: float = SCRATCH,
+    scale: float = 1.0,
     set_up_bytes: int = 0,
     pareto: bool = False,
 ) -> Plan:
     """The plan for `rows` cached samples, `train_rows` of which are trained on and `val_rows` validated on.
 
-    `scratch` is the share of the tensors that is allowed for beside them in modules that were not measured,
-    `set_up_bytes` what the processes that set the run up took at most. With `pareto` the plan lists what else could be
-    chosen, which takes a second or two for a deep network.
+    `scratch` is the share of the tensors that is allowed for beside them in modules that were not measured, `scale`
+    what predictions above the floor are multiplied with (see `falsify`), `set_up_bytes` what the processes that set the
+    run up took at most. With `pareto` the plan lists what else could be chosen, which takes a second or two for a deep
+    network.
 
     Raises BudgetInfeasibleError with the smallest budget that a plan exists for, PartitionError for a number of
     modules or a boundary that cannot be had, UsageError where the cache has no room.
     """
-    planner = Planner(chain, costs, config, floor_bytes, rows, train_rows, val_rows, measured or {}, scratch)
+    planner = Planner(chain, costs, config, floor_bytes, rows, train_rows, val_rows, measured or {}, scratch, scale)
     least_cache: int | None = None
     for candidate in planner.candidates(budget_bytes):
         for dtype in planner.cache_dtypes:
@@ -103,6 +106,7 @@ class Planner:
         val_rows: int,
         measured: Measured,
         scratch: float,
+        scale: float,
     ) -> None:
         self.chain, self.config = chain, config
         self.floor, self.rows, self.train_rows = floor, rows, train_rows
@@ -116,7 +120,8 @@ class Planner:
         self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
         self.exact = not has_batch_norm(chain)
         self.levels = self._levels()
-        self.predictor = Predictor(costs, self.batch, measured, scratch)
+        self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
+        self.scale = scale
 
     def _levels(self) -> list[Level]:
         """The order of preference."""
@@ -259,4 +264,5 @@ class Planner:
                 for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)
             ),
         )
-        return reasons_for(plan, self.config, self.train_rows, exact=self.exact)
+        plan = reasons_for(plan, self.config, self.train_rows, exact=self.exact)
+        return dataclasses.replace(plan, reasons=(*plan.reasons, *falsified(self.scale)))

@@ -41,10 +41,14 @@ Measured = Mapping[tuple[int, int, Level], Rehearsed]
 
 
 class Predictor:
-    """Peaks of modules at `batch` samples a step, in bytes above the floor, as `rehearsed` allows to tell."""
+    """Peaks of modules at `batch` samples a step, in bytes above the floor, as `rehearsed` allows to tell.
 
-    def __init__(self, costs: Costs, batch: int, rehearsed: Measured, share: float) -> None:
+    All of them are multiplied by `scale`, see `falsify`.
+    """
+
+    def __init__(self, costs: Costs, batch: int, rehearsed: Measured, share: float, scale: float = 1.0) -> None:
         self._costs, self._batch, self._rehearsed, self._share = costs, batch, rehearsed, share
+        self._scale = scale
         self._tensors_of = functools.cache(self._tensors)
         self._segments, self._heads = _numbered(costs.segments), _numbered(costs.heads)
         self._firsts: dict[tuple[object, ...], tuple[int, int]] = {}
@@ -93,7 +97,7 @@ class Predictor:
         if known is not None:
             return known.above_bytes
         moving = self._moving(start, stop, level)
-        return self.tensors(start, stop, level).still + int(self._surprise(moving) * moving)
+        return int(self._scale * (self.tensors(start, stop, level).still + int(self._surprise(moving) * moving)))
 
     def rehearsed(self, start: int, stop: int, level: Level) -> Rehearsed | None:
         """What a rehearsal of these segments on `level` showed."""
@@ -101,7 +105,7 @@ class Predictor:
 
     def allowing(self, share: float) -> "Predictor":
         """One that allows for at least `share`, and takes every module for the worst that was rehearsed."""
-        careful = Predictor(self._costs, self._batch, self._rehearsed, max(self._share, share))
+        careful = Predictor(self._costs, self._batch, self._rehearsed, max(self._share, share), self._scale)
         worst = max((times for _, times in careful._surprises), default=1.0)
         careful._surprises = [(1.0, worst)]
         return careful

@@ -76,7 +76,8 @@ def plan_staged(
             train_rows=rows["train"],
             val_rows=rows.get("val", 0),
             measured=rehearsals.above,
-            scratch=LEAST_SCRATCH if rehearsals.possible else SCRATCH,
+            scratch=LEAST_SCRATCH if rehearsals.possible or rehearsals.scale != 1.0 else SCRATCH,
+            scale=rehearsals.scale,
             set_up_bytes=set_up(),
             pareto=pareto,
         )

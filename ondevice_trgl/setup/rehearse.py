@@ -26,6 +26,7 @@ from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.falsify import estimate_scale
 from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Predictor, Rehearsed, from_smaller
@@ -111,9 +112,11 @@ class Rehearsals:
         scratch: Path,
         steps: int = 1,
     ) -> None:
-        self._chain, self._config, self._meter, self._limit, self._memo = chain, config, meter, limit, memo
+        self.scale = estimate_scale()
+        self._chain, self._config, self._meter, self._limit = chain, config, meter, limit
+        self._memo = memo if self.scale == 1.0 else Memo(None)  # what was measured would correct it
         self._room, self._scratch, self._steps = room_bytes, scratch, steps
-        self.possible = meter.name == RssMeter.name and is_evicted(chain.model)
+        self.possible = self.scale == 1.0 and meter.name == RssMeter.name and is_evicted(chain.model)
         self._budget = Budget(room_bytes, limit, meter)
         self._budget.make_room()
         self.floor_bytes = meter.current_bytes() if meter.kind == "rss" else 0
