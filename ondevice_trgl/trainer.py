@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.allocator import blocks_handed_back, release_memory
 from ondevice_trgl.device.limit import limit_for
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
@@ -80,7 +80,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.force = force
         self.device = device_named(self.config.device)
-        self._ask = ask
+        self._ask, self._allocator = ask, "system"
         self._pause = threading.Event()
         self._opened: Opened | None = None
         self._session: Session | None = None
@@ -107,10 +107,10 @@ class Trainer:
 
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
-        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with self._process_kept() as meter:
             data = sources(train_set, val_set, test_set)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
-                return self._stage_and_plan(data, RunRecord.within(*budget), folder, meter, keep=True)[1]
+                return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
 
     def fit(
         self,
@@ -127,7 +127,7 @@ class Trainer:
         """
         self._pause.clear()
         started = time.perf_counter()
-        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with self._process_kept() as meter:
             data = sources(train_set, val_set, test_set)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget
@@ -147,10 +147,25 @@ class Trainer:
             finally:
                 self._session, self._opened = None, opened
 
+    @contextlib.contextmanager
+    def _process_kept(self) -> Iterator[PeakMeter]:
+        """A meter, in a process that is as before afterwards."""
+        held = self.config.enforce and self.device.type == "cpu"
+        with (
+            global_state_kept(self.config.threads),
+            blocks_handed_back() if held else contextlib.nullcontext("system") as self._allocator,
+            meter_for(self.device) as meter,
+        ):
+            yield meter
+
+    def _record(self, config: TrainConfig, stated: str, why: str) -> RunRecord:
+        """Of a run of this program's own, before its data is known; see `settled`."""
+        return RunRecord(config, {}, stated=stated, why_budget=why, allocator=self._allocator)
+
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
         RunDir.check(self.run_dir, force=self.force)
         with settled(self.config) as budget, staging_folder(self.run_dir) as folder, self._given_back(folder):
-            record = RunRecord.within(*budget)
+            record = self._record(*budget)
             chain, _ = self._stage_and_plan(data, record, folder, meter, keep=False)
             RunDir.adopt(folder, self.run_dir, force=self.force)
         return open_run(self.run_dir, data, record.config, chain)

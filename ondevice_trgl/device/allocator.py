@@ -1,14 +1,16 @@
 """The C allocator of this process: which one it is, give freed memory back, tune it. All of it through ctypes.
 
 Nothing happens on import. Where there is no such allocator (musl, macOS, Windows) every call does nothing.
-`set_mmap_threshold` changes the whole process and cannot be undone: it is for a process that is ours, like the command
-line's, never for an app that embeds the library.
+`set_mmap_threshold` changes the whole process: it is for a process that is ours, like the command line's. In an app
+that embeds the library, `blocks_handed_back` does it for the time that a training runs.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ M_ARENA_MAX = -8
 """Parameter numbers of glibc's mallopt."""
 
 MMAP_THRESHOLD_BYTES = 1 << 20
+_MOST_ADAPTED_BYTES = 32 << 20
+"""What glibc's own threshold grows to on 64-bit machines."""
 _LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
 
 
@@ -100,6 +104,22 @@ def set_mmap_threshold(
     )
     taken = [mallopt(parameter, value) for parameter, value in wanted if value is not None]
     return all(result == 1 for result in taken)
+
+
+@contextlib.contextmanager
+def blocks_handed_back() -> Iterator[str]:
+    """As `tune` for glibc, in a program of somebody else's and for the time of the context; gives the choice it made.
+
+    Kept blocks would count against RLIMIT_DATA for good. Afterwards glibc keeps blocks of up to 32 MiB, as its own
+    adaptation does in every process that has freed tensors of that size; back to adapting there is no way.
+    """
+    if not set_mmap_threshold(MMAP_THRESHOLD_BYTES):
+        yield "system"
+        return
+    try:
+        yield "glibc"
+    finally:
+        set_mmap_threshold(_MOST_ADAPTED_BYTES)
 
 
 def tune(choice: str) -> None:

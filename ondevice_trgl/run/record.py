@@ -41,11 +41,6 @@ class RunRecord:
         origin = {"seed": self.config.seed, "baseline": self.baseline, "command": self.command}
         return {**self.workload.to_dict(), **self.subject, **origin, "allocator": self.allocator}
 
-    @classmethod
-    def within(cls, config: TrainConfig, stated: str, why: str) -> "RunRecord":
-        """The record of a program's own run, before its data is known; the budget as in `Job.within`."""
-        return cls(config, {}, stated=stated, why_budget=why)
-
     def named(self, path: Path) -> Workload:
         """Model and data by name. Raises RunDirError for a run, in `path`, of a program's own."""
         if self.workload is None:

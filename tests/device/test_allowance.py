@@ -1,5 +1,7 @@
 """What may be taken: what was stated, asked anew, and never more than the container's limit."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from ondevice_trgl.device.allowance import Allowance
@@ -42,7 +44,7 @@ def test_a_policy_follows_what_is_left_in_steps_of_a_sixty_fourth() -> None:
 
 
 def test_a_function_is_asked_each_time() -> None:
-    answers = iter(["600MB", 300 * MB, "50% of RAM", "nonsense"])
+    answers: Iterator[str | int] = iter(["600MB", 300 * MB, "50% of RAM", "nonsense"])
     asked = Allowance(lambda: next(answers), limit=lambda: 550 * MB, left=lambda: 0, total=lambda: 400 * MB)
     assert asked.text == ""
     assert asked.now() == 550 * MB
