@@ -41,11 +41,12 @@ LARGER, MOST_RESUMES = 1.25, 8
 REFUSED, STOPPED = 3, 4
 
 
-def train(model: str, budget_mb: int, folder: Path, scale: float | None) -> dict[str, Any]:
+def train(model: str, budget_mb: int, folder: Path, scale: float | None, allocator: str) -> dict[str, Any]:
     """One cell: trained, and resumed where it stopped."""
     side, batch = WORKLOADS[model]
     data, run = f"synthetic:3x{side}x{side}:10:{2 * batch}", str(folder / "run")  # two steps an epoch
     flags = ["--model", model, "--data", data, "--batch-size", str(batch), "--budget", f"{budget_mb}MB"]
+    flags += ["--allocator", allocator]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}  # nothing is known from earlier runs
     if scale is not None:
         environment[VARIABLE] = str(scale)
@@ -91,7 +92,7 @@ def _outcome(ended: Ended, budget: int) -> dict[str, Any]:
             "modules": record["plan"]["num_modules"],
             "micro_batch_sizes": sorted({module["micro_batch_size"] for module in record["modules"]}),
             "pressures": [
-                f"module {one['module']} step {one['step']}: {one['before']} -> {one['after']}; {one['cause']}"
+                f"module {one['module']} step {one['step']}: {one['before']} -> {one['after']}"
                 for one in record["pressure"]
             ],
         }
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(WORKLOADS), help="models")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS_MB)), help="in MB")
     parser.add_argument("--falsify", type=float, metavar="SCALE", help="have the planner believe in so much of it")
+    parser.add_argument("--allocator", default="auto", help="as of train")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk, for the runs")
     asked = parser.parse_args()
     if memory_backed(asked.folder):
@@ -158,10 +160,11 @@ def main() -> None:
     except NoKernelLimitError as error:
         sys.exit(f"no memory cgroup can be made here: {error}")
     kind = "cells" if asked.falsify is None else f"falsified {asked.falsify:g}"
+    kind += "" if asked.allocator == "auto" else f", {asked.allocator}"
     for budget in map(int, asked.budgets.split(",")):
         for model in asked.only.split(","):
             with tempfile.TemporaryDirectory(prefix="trgl-bench-", dir=asked.folder) as folder:
-                cell = train(model, budget, Path(folder), asked.falsify)
+                cell = train(model, budget, Path(folder), asked.falsify, asked.allocator)
             with results() as record:
                 record["environment"] = cell.pop("environment", record.get("environment"))
                 record.setdefault(kind, {})[f"{model} {budget}MB"] = cell

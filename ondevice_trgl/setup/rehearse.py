@@ -171,7 +171,8 @@ class Rehearsals:
             return Rehearsed(max(int(REFUSED * most), full.total), is_direct=False)
         # the run will have more than this process, whose caller waits beside it: weights fill it at any micro-batch
         careful = Predictor(scene.costs, scene.plan.batch_size, self.above, MOST_SHARE).allowing(MOST_SHARE)
-        enough = MARGIN * careful.above(*scene.span, rung.level)
+        # without a margin: what is guessed here counts as learned, and one on top of another would have no end
+        enough = careful.above(*scene.span, rung.level)
         return Rehearsed(max(int(enough), room + 1), is_direct=False)
 
     def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:

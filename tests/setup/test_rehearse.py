@@ -118,6 +118,21 @@ def test_what_no_micro_batch_fits_is_tried_once_and_taken_as_estimated_where_the
     assert careful <= found.above_bytes <= 1.02 * careful + 3 * costs.largest_kernel(0, len(costs.segments))
 
 
+def test_what_is_guessed_of_modules_that_are_alike_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layers = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(12)]
+    chain = trace(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 64, 10)), torch.randn(2, 8, 8, 8))
+    config = TrainConfig(budget=10**9, batch_size=32)
+    costs = estimate(chain, config)
+    evict(chain.model)
+    rehearsals = Rehearsals(chain, config, Still(), NoLimit(), Memo(None), room_bytes=FLOOR + MB, scratch=tmp_path)
+    monkeypatch.setattr(rehearsals, "_measure", lambda *args, **kwargs: None)
+    bounds = (*range(12), len(chain.segments))
+    ladders = ((Rung(32, False, FLOOR + 60 * MB),),) * 12
+    rehearsals.of(Plan(bounds, 32, ladders, FLOOR + 900 * MB, FLOOR, "disk", "fp32", 0, 0, ()), costs)
+    guessed = [rehearsals.above[k, k + 1, Level(32, False)].above_bytes for k in range(1, 11)]
+    assert max(guessed) - min(guessed) <= len(guessed)  # but for rounding
+
+
 def test_what_the_budget_itself_refuses_at_any_micro_batch_needs_more_than_there_was(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
