@@ -1,13 +1,14 @@
 """A network whose weights alone are larger than the budget: ViT-L/16 (1.2 GB of weights) inside 700 MB.
 
-Trains an epoch, evaluates and exports; beside it the plain script and checkpointed end-to-end on the same work, each in
-a process of its own. Writes results/larger_than_budget.json. Takes a quarter of an hour on two cores.
+Trains an epoch, evaluates and exports; beside it plain and checkpointed end-to-end on the same work, each in a process
+of its own. Writes results/larger_than_budget.json. Takes a quarter of an hour on two cores.
 
     python benchmarks/larger_than_budget.py [--model vit_l_16] [--budget 700MB]
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peak_memory import plain
-
-from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
-from ondevice_trgl.report.model import BaselineReport
+from ondevice_trgl.device.start import plain_environment, tuned_environment
+from ondevice_trgl.job import BaselineRequest
+from ondevice_trgl.processes import ask
 
 RESULTS = Path(__file__).parent / "results" / "larger_than_budget.json"
 
@@ -34,13 +34,22 @@ def command(*arguments: str) -> tuple[dict[str, Any], float]:
     return record, time.perf_counter() - started
 
 
-def checkpointed(model: str, data: str, batch: int) -> BaselineReport:
-    """Checkpointed end-to-end, with this package's allocator and optimizer."""
+def end_to_end(name: str, model: str, data: str, batch: int) -> dict[str, Any]:
+    """Peak and seconds an epoch of end-to-end training: plain, or e2e_checkpoint, as `trgl-device compare` has them."""
+    plain = name == "plain"
     with tempfile.TemporaryDirectory(prefix="trgl-bench-") as folder:
-        workload, config = Workload(model=model, data=data), TrainConfig(budget="1TB")
-        return measure_baseline(
-            "e2e_checkpoint", workload, config, batch_size=batch, scratch_dir=Path(folder), allocator="auto"
+        request = BaselineRequest(
+            name=name,
+            workload=Workload(model=model, data=data),
+            config=TrainConfig(budget="1TB"),
+            batch_size=batch,
+            scratch_dir=Path(folder),
+            allocator="system" if plain else "auto",
         )
+        environment = plain_environment(os.environ) if plain else tuned_environment(os.environ, "auto")
+        report = ask("baseline", request.to_dict(), environment=environment, lean=not plain)
+    assert report["measured_peak_bytes"] is not None, report["reason"]
+    return {name: report[name] for name in ("measured_peak_bytes", "seconds_per_epoch")}
 
 
 def main() -> None:
@@ -50,8 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--budget", default="700MB")
     asked = parser.parse_args()
-    side, samples = int(asked.data.split("x")[-1].split(":")[0]), int(asked.data.split(":")[-1])
-    script = plain(asked.model, side, asked.batch_size, 2)
+    script = end_to_end("plain", asked.model, asked.data, asked.batch_size)
     flags = ["--model", asked.model, "--data", asked.data, "--batch-size", str(asked.batch_size), "-b", asked.budget]
     _, planning = command("plan", *flags, "--progress", "none")
     with tempfile.TemporaryDirectory(prefix="trgl-bench-") as folder:
@@ -59,8 +67,6 @@ def main() -> None:
         trained, _ = command(*("train", *flags, "--epochs", "1", "--baseline", "skip", "--progress", "none", "-o", run))
         evaluated, _ = command("evaluate", run)
         exported, _ = command("export", run, "-o", f"{folder}/model.safetensors")
-    again = checkpointed(asked.model, asked.data, asked.batch_size)
-    assert again.measured_peak_bytes is not None, again.reason
     record = {
         "workload": {"model": asked.model, "data": asked.data, "batch_size": asked.batch_size, "epochs": 1, "seed": 0},
         "environment": trained["environment"],
@@ -73,14 +79,8 @@ def main() -> None:
             "evaluate_peak_bytes": evaluated["measured_peak_bytes"],
             "seconds_per_epoch": trained["seconds"]["per_epoch"],
         },
-        "plain": {
-            "measured_peak_bytes": script["peak_bytes"],
-            "seconds_per_epoch": script["seconds_per_step"] * (samples // asked.batch_size),
-        },
-        "e2e_checkpoint": {
-            "measured_peak_bytes": again.measured_peak_bytes,
-            "seconds_per_epoch": again.seconds_per_epoch,
-        },
+        "plain": script,
+        "e2e_checkpoint": end_to_end("e2e_checkpoint", asked.model, asked.data, asked.batch_size),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -88,7 +88,8 @@ def main() -> None:
     for name in ("plain", "e2e_checkpoint", "trgl"):
         row: dict[str, Any] = record[name]
         peak = row["measured_peak_bytes"]
-        print(f"| {name} | {peak / 1e6:.0f} | {peak / script['peak_bytes']:.3f} | {row['seconds_per_epoch']:.0f} |")
+        share = peak / script["measured_peak_bytes"]
+        print(f"| {name} | {peak / 1e6:.0f} | {share:.3f} | {row['seconds_per_epoch']:.0f} |")
 
 
 if __name__ == "__main__":

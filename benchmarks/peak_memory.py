@@ -1,122 +1,124 @@
-"""Peak memory of one workload: a plain script, end-to-end, checkpointed end-to-end, and TRGL at several budgets.
+"""Peak memory of named workloads, each trained in every way that `trgl-device compare` knows, TRGL at several budgets.
 
-Every row is a process of its own, measured by the kernel (VmHWM of the whole process). Writes
-results/peak_memory.json and prints the table that the README shows.
+Every row is a process of its own, measured by the kernel (VmHWM of the whole process); the rows of a workload are
+measured in turn, three times, and medians reported. A workload that was run replaces its own record in
+results/peak_memory.json and no other, so that they can be run one at a time; the tables for the README are printed from
+that file. Hours on two cores for all of them.
 
-    python benchmarks/peak_memory.py [--model resnet50] [--data synthetic:3x128x128:10:128] [--batch-size 32]
+    python benchmarks/peak_memory.py [--only resnet50-128,vit_b_16-224] [--repeat 3]
+    python benchmarks/peak_memory.py --tables
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "peak_memory.json"
 
-# What one would write without this package: torchvision's model, torch.optim, the allocator as it comes.
-PLAIN = """
-import json, sys, time, torch
-from ondevice_trgl._torchvision import torchvision_module
-model_name, side, batch, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-torch.manual_seed(0)
-model = getattr(torchvision_module().models, model_name)(num_classes=10)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
-x, y = torch.randn(batch, 3, side, side), torch.randint(0, 10, (batch,))
-seconds = []
-for _ in range(steps):
-    started = time.perf_counter()
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(x), y).backward()
-    optimizer.step()
-    seconds.append(time.perf_counter() - started)
-peak = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
-print(json.dumps({"peak_bytes": peak, "seconds_per_step": sorted(seconds[1:])[len(seconds[1:]) // 2]}))
-"""
+
+@dataclass(frozen=True)
+class Workload:
+    """`side`: pixels of a square image; `steps`: an epoch, as all images of a synthetic dataset are to train on."""
+
+    model: str
+    side: int
+    batch: int
+    steps: int
+    budgets: str
+    repeat: int = 3
+
+    def arguments(self, repeat: int | None) -> list[str]:
+        """What `trgl-device` is called with."""
+        data = f"synthetic:3x{self.side}x{self.side}:10:{self.batch * self.steps}"
+        work = ["--model", self.model, "--data", data, "--batch-size", str(self.batch), "--epochs", "1"]
+        return ["compare", *work, "--budget", self.budgets, "--repeat", str(repeat or self.repeat), "--json"]
 
 
-def plain(model: str, side: int, batch: int, steps: int) -> dict[str, Any]:
-    """Peak and seconds a step of the plain script, with glibc's defaults."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LD_PRELOAD", "MALLOC"))}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, model, str(side), str(batch), str(steps)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+WORKLOADS = {
+    "resnet50-128": Workload("resnet50", 128, 32, 3, "360MB,400MB,600MB,800MB"),
+    "resnet50-224": Workload("resnet50", 224, 32, 2, "500MB,700MB,1000MB"),
+    "resnet110-96": Workload("resnet110", 96, 64, 3, "380MB,700MB,1500MB"),
+    "vgg16_bn-64": Workload("vgg16_bn", 64, 64, 3, "1150MB,1550MB,1900MB"),
+    "vit_b_16-224": Workload("vit_b_16", 224, 16, 2, "450MB,700MB"),
+    "vit_l_16-224": Workload("vit_l_16", 224, 16, 2, "700MB,1200MB", repeat=1),
+}
 
 
-def trgl(flags: list[str], *, baseline: str) -> dict[str, Any]:
-    """The report of one run of the command line; a refusal comes back as its JSON record."""
-    with tempfile.TemporaryDirectory(prefix="trgl-bench-") as folder:
-        command = [sys.executable, "-m", "ondevice_trgl", "train", *flags, "--baseline", baseline]
-        done = subprocess.run(
-            [*command, "--json", "--progress", "none", "-o", f"{folder}/run"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if not done.stdout:
-        raise SystemExit(done.stderr)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def measure(workload: Workload, repeat: int | None) -> dict[str, Any]:
+    """What `compare --json` prints, with the command that it was; exits where that is no comparison."""
+    arguments = workload.arguments(repeat)
+    done = subprocess.run([sys.executable, "-m", "ondevice_trgl", *arguments], stdout=subprocess.PIPE, check=False)
+    record: dict[str, Any] = json.loads(done.stdout or "{}")
+    if "rows" not in record:
+        raise SystemExit(f"{' '.join(arguments)} ended with status {done.returncode}")
+    return record
 
 
-def row(name: str, peak: int | None, seconds: float | None, note: str = "") -> dict[str, Any]:
-    return {"name": name, "peak_bytes": peak, "seconds_per_epoch": seconds, "note": note}
+def recorded() -> dict[str, Any]:
+    """The workloads in the file of results, by name; those that are no longer named here are left out."""
+    try:
+        known = json.loads(RESULTS.read_text(encoding="utf-8")).get("workloads", {})
+    except FileNotFoundError:
+        return {}
+    return {name: known[name] for name in WORKLOADS if name in known}
 
 
-def run_row(name: str, report: dict[str, Any]) -> dict[str, Any]:
-    if report["status"] != "completed":
-        return row(name, None, None, f"refused: needs {report.get('smallest_feasible_budget_bytes', 0) / 1e6:.0f} MB")
-    note = f"predicted {report['predicted_peak_bytes'] / 1e6:.0f} MB, {report['plan']['num_modules']} modules"
-    return row(name, report["measured_peak_bytes"], report["seconds"]["per_epoch"], note)
+def table(name: str, record: dict[str, Any]) -> str:
+    """The Markdown table of a workload."""
+    work, environment = record["workload"], record["environment"]
+    lines = [
+        f"**{name}**: {work['model']}, {work['data'].split(':')[1]}, batch {record['config']['batch_size']}, "
+        f"{'medians of ' + str(record['repeat']) if record['repeat'] > 1 else 'measured once'}, "
+        f"torch {environment.get('torch', '?')}, {environment.get('threads', '?')} threads",
+        "",
+        "| | peak MB | of plain | above the floor MB | s / epoch | of it caching | predicted MB | modules |",
+        "|---" * 8 + "|",
+    ]
+    plain = record["rows"][0]["peak_bytes"]
+    for row in record["rows"]:
+        peak = row["peak_bytes"]
+        cells = [
+            f"{peak / 1e6:.0f}" if peak is not None else row["status"].replace("_", " "),
+            f"{peak / plain:.2f}" if peak is not None and plain else "",
+            megabytes(row["above_floor_bytes"]),
+            seconds(row["seconds_per_epoch"]),
+            seconds(row["caching_seconds_per_epoch"]),
+            megabytes(row["predicted_peak_bytes"]),
+            str(row["modules"] or ""),
+        ]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
+
+
+def seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--data", default="synthetic:3x128x128:10:128")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--budgets", default="400MB,450MB,600MB,800MB,1200MB")
+    parser.add_argument("--only", default=",".join(WORKLOADS), help="names of workloads, between commas")
+    parser.add_argument("--repeat", type=int, help="measure each row so often, instead of what the workload says")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what was measured, and stop")
     asked = parser.parse_args()
-    side, samples = int(asked.data.split("x")[-1].split(":")[0]), int(asked.data.split(":")[-1])
-    steps_per_epoch = samples // asked.batch_size
-    base = ["--model", asked.model, "--data", asked.data, "--batch-size", str(asked.batch_size), "--epochs", "1"]
-    script = plain(asked.model, side, asked.batch_size, asked.steps)
-    rows = [row("plain script, glibc defaults", script["peak_bytes"], script["seconds_per_step"] * steps_per_epoch)]
-    blocks = trgl([*base, "--budget", "4GB", "--modules", "999"], baseline="skip")
-    most = int(str(blocks["message"]).rpartition("1 to ")[2].split()[0])  # the refusal says how many there can be
-    finest = trgl([*base, "--budget", "4GB", "--modules", str(most)], baseline="measure")
-    for name, title in (
-        ("e2e", "end-to-end, this package's allocator and optimizer"),
-        ("e2e_checkpoint", "the same, checkpointed"),
-    ):
-        measured = finest["baselines"][name]
-        rows.append(row(title, measured["measured_peak_bytes"], measured["seconds_per_epoch"], measured["reason"]))
-    rows.append(run_row(f"TRGL, one block a module ({most})", finest))
-    for budget in asked.budgets.split(","):
-        rows.append(run_row(f"TRGL, --budget {budget}", trgl([*base, "--budget", budget], baseline="skip")))
-    record = {
-        "workload": {"model": asked.model, "data": asked.data, "batch_size": asked.batch_size, "epochs": 1, "seed": 0},
-        "environment": finest["environment"],
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print("| | peak MB | of plain | s / epoch | |\n|---|---|---|---|---|")
-    for entry in rows:
-        peak = "-" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:.0f}"
-        share = "-" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / rows[0]['peak_bytes']:.2f}"
-        seconds = "-" if entry["seconds_per_epoch"] is None else f"{entry['seconds_per_epoch']:.1f}"
-        print(f"| {entry['name']} | {peak} | {share} | {seconds} | {entry['note']} |")
+    names = [] if asked.tables else asked.only.split(",")
+    if unknown := [name for name in names if name not in WORKLOADS]:
+        parser.error(f"unknown workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        measured = {name: measure(WORKLOADS[name], asked.repeat)}
+        workloads = recorded() | measured
+        ordered = {known: workloads[known] for known in WORKLOADS if known in workloads}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"workloads": ordered}, indent=2) + "\n", encoding="utf-8")
+    print("\n\n".join(table(name, record) for name, record in recorded().items()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""End-to-end and checkpointed end-to-end training of the same work, each measured in a process of its own.
+"""End-to-end training of the same work, measured in a process of its own: tuned in several ways, and plain.
 
-Same model, data, batch, threads, optimizer and allocator settings as the module-wise run, and the same lean update, so
-that the comparison is with the best that end-to-end can do here. `python -m ondevice_trgl.baseline` reads one JSON
-request on stdin and prints one JSON answer.
+`e2e`, `e2e_accumulate` and `e2e_checkpoint` have the model, data, batch, threads, optimizer and allocator settings of
+the module-wise run, and the same lean update, so that the comparison is with the best that end-to-end can do here.
+`plain` is what anybody would write: torch.optim, a DataLoader, nothing tuned. `python -m ondevice_trgl.baseline` reads
+one JSON request on stdin and prints one JSON answer.
 """
 
-import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.bundle import DataBundle
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.limit import lacks_memory
-from ondevice_trgl.device.meter import meter_for
+from ondevice_trgl.device.meter import meter_for, own_peak_rss
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import ProcessDiedError, TrglError
+from ondevice_trgl.errors import TrglError
+from ondevice_trgl.job import BaselineRequest
 from ondevice_trgl.model.partition import partition
 from ondevice_trgl.plan.plan import Plan
-from ondevice_trgl.processes import answer, ask
+from ondevice_trgl.processes import answer, ask, why_not
 from ondevice_trgl.report.model import BASELINES, BaselineReport
 from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
@@ -69,110 +72,168 @@ def measure_baseline(
     A child that is killed or refused memory is reported as did_not_fit, one that fails otherwise as skipped with the
     reason: no figure is ever made up for either.
     """
-    request = {
-        "name": name,
-        "workload": workload.to_dict(),
-        "config": config.to_dict(),
-        "batch_size": batch_size,
-        "scratch_dir": str(scratch_dir),
-        "allocator": allocator,
-    }
-    status, reason = "skipped", ""
+    request = BaselineRequest(
+        name=name,
+        workload=workload,
+        config=config,
+        batch_size=batch_size,
+        scratch_dir=scratch_dir,
+        allocator=allocator,
+    )
     try:
-        return BaselineReport(**ask("baseline", request))
-    except ProcessDiedError as died:
-        reason = died.message
-        if died.returncode == -signal.SIGKILL:
-            status, reason = "did_not_fit", "killed by the system, most likely for want of memory"
-        elif died.returncode == -signal.SIGINT:
-            reason = "interrupted"
+        return BaselineReport(**ask("baseline", request.to_dict()))
     except TrglError as error:
-        reason = error.message
-    return BaselineReport(status=status, batch_size=batch_size, micro_batch_size=batch_size, reason=reason)
+        status, reason = why_not(error)
+    return BaselineReport(
+        status="skipped" if status == "failed" else status,
+        batch_size=batch_size,
+        micro_batch_size=batch_size,
+        reason=reason,
+    )
 
 
-def _work(request: dict[str, Any]) -> dict[str, Any]:
-    tune(request["allocator"])
+def _work(values: dict[str, Any]) -> dict[str, Any]:
+    request = BaselineRequest.from_dict(values)
+    tune(request.allocator)
     try:
         return vars(_measure(request))
     except (TrglError, RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
-        batch = request["batch_size"]
         words = str(error).strip().splitlines()
         return vars(
             BaselineReport(
                 status="did_not_fit",
-                batch_size=batch,
-                micro_batch_size=batch,
+                batch_size=request.batch_size,
+                micro_batch_size=request.micro_batch(request.batch_size),
                 reason=words[0] if words else type(error).__name__,
             )
         )
 
 
-def _measure(request: dict[str, Any]) -> BaselineReport:
-    config = TrainConfig(**request["config"])
-    batch: int = request["batch_size"]
+def _measure(request: BaselineRequest) -> BaselineReport:
+    config = request.config
     device = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if config.device == "auto"
         else torch.device(config.device)
     )
+    starting = own_peak_rss()  # a meter counts from when it is made
     meter = meter_for(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data, model = load_workload(Workload(**request["workload"]), config.seed, Path(request["scratch_dir"]))
-    if request["name"] == "e2e_checkpoint":
-        forward = checkpointed(partition(model, torch.zeros(2, *data.input_shape)).modules)
+    data, model = load_workload(request.workload, config.seed, request.scratch_dir)
+    batch = min(request.batch_size, len(data.train))
+    micro = request.micro_batch(batch)
+    if request.name == "plain":
+        steps, validate = _plain(model.to(device), data, config, batch, device)
     else:
-        forward = model
-    model.to(device).train()
-    optimizer = Optimizer(
-        config.optimizer, dict(model.named_parameters()), momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    buffer = buffer_for(batch, data.input_shape, torch.float32)
-    release_memory()  # as the module-wise run does before it trains
-    release_code_pages()
+        steps, validate = _tuned(model, data, config, batch, micro, device, checkpoint=request.name == "e2e_checkpoint")
+        release_memory()  # as the module-wise run does before it trains
+        release_code_pages()
     floor = meter.current_bytes()
     steps_per_epoch = len(data.train) // batch
     wanted = min(max(steps_per_epoch, _LEAST_STEPS), _MOST_STEPS)
     torch.manual_seed(mix(config.seed, 3))
     seconds: list[float] = []
-    epoch = 0
-    while len(seconds) < wanted + 1 and (len(seconds) <= _LEAST_STEPS or sum(seconds) < _MOST_SECONDS):
-        for micro_batches in train_batches(data.train, shuffled(len(data.train), config.seed, epoch), batch, buffer):
-            started = time.perf_counter()
-            for z, labels in micro_batches:
-                _step(forward, optimizer, z.to(device), labels.to(device), config)
-            seconds.append(time.perf_counter() - started)
-            if len(seconds) > wanted or (len(seconds) > _LEAST_STEPS and sum(seconds) > _MOST_SECONDS):
-                break
-        epoch += 1
-    _validate(model, data.val.labels, data.val, buffer, device)
+    while len(seconds) <= wanted and (len(seconds) <= _LEAST_STEPS or sum(seconds) <= _MOST_SECONDS):
+        started = time.perf_counter()
+        next(steps)
+        seconds.append(time.perf_counter() - started)
+    validate()
     timed = seconds[1:]  # the first step warms up
+    whole = meter.kind == "rss"
     return BaselineReport(
         status="measured",
         batch_size=batch,
-        micro_batch_size=batch,
-        measured_peak_bytes=meter.peak_bytes(),
+        micro_batch_size=micro,
+        measured_peak_bytes=max(meter.peak_bytes(), starting if whole else 0),
         seconds_per_epoch=sum(timed) / len(timed) * steps_per_epoch,
-        floor_bytes=floor if meter.kind == "rss" else 0,
+        floor_bytes=floor if whole else 0,
         timed_steps=len(timed),
     )
 
 
-def _step(forward: Any, optimizer: Optimizer, z: Tensor, labels: Tensor, config: TrainConfig) -> None:
+Work = tuple[Iterator[None], Callable[[], None]]
+"""Steps without end, each done as it is asked for, and one batch of validation, which belongs to the peak."""
+
+
+def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, device: torch.device) -> Work:
+    from torch.utils.data import DataLoader
+
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    train = DataLoader(data.train, batch_size=batch, shuffle=True, drop_last=True)
+
+    def steps() -> Iterator[None]:
+        model.train()
+        while True:
+            for images, labels in train:
+                optimizer.zero_grad()
+                output = model(images.to(device))
+                loss = functional.cross_entropy(output, labels.to(device), label_smoothing=config.label_smoothing)
+                loss.backward()
+                optimizer.step()
+                yield
+
+    @torch.no_grad()
+    def validate() -> None:
+        model.eval()
+        images, _ = next(iter(DataLoader(data.val, batch_size=batch)))
+        model(images.to(device))
+
+    return steps(), validate
+
+
+def _tuned(
+    model: nn.Module,
+    data: DataBundle,
+    config: TrainConfig,
+    batch: int,
+    micro: int,
+    device: torch.device,
+    *,
+    checkpoint: bool,
+) -> Work:
+    forward: Callable[[Tensor], Tensor] = model
+    if checkpoint:
+        forward = checkpointed(partition(model, torch.zeros(2, *data.input_shape)).modules)
+    model.to(device).train()
+    optimizer = Optimizer(
+        config.optimizer, dict(model.named_parameters()), momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    buffer = buffer_for(micro, data.input_shape, torch.float32)
+
+    def steps() -> Iterator[None]:
+        epoch = 0
+        while True:
+            order = shuffled(len(data.train), config.seed, epoch)
+            for micro_batches in train_batches(data.train, order, batch, buffer):
+                for z, labels in micro_batches:
+                    _add_gradients(forward, z.to(device), labels.to(device), config, micro / batch)
+                optimizer.step(config.learning_rate)
+                yield
+            epoch += 1
+
+    @torch.no_grad()
+    def validate() -> None:
+        model.eval()
+        data.val.read(range(min(len(data.val), micro)), buffer)
+        model(buffer.to(device))
+
+    return steps(), validate
+
+
+def _add_gradients(
+    forward: Callable[[Tensor], Tensor], z: Tensor, labels: Tensor, config: TrainConfig, share: float
+) -> None:
+    """Those of the mean loss of `z`, which is that share of a batch."""
     loss = functional.cross_entropy(forward(z), labels, label_smoothing=config.label_smoothing)
-    loss.backward()
-    optimizer.step(config.learning_rate)
-
-
-@torch.no_grad()
-def _validate(model: nn.Module, labels: Tensor, source: Any, buffer: Tensor, device: torch.device) -> None:
-    """One validation batch: it belongs to the peak."""
-    model.eval()
-    source.read(range(min(len(labels), len(buffer))), buffer)
-    model(buffer.to(device))
+    (loss * share).backward()
 
 
 if __name__ == "__main__":

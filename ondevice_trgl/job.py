@@ -1,4 +1,4 @@
-"""Job: the record of what the command line was asked for, handed to whoever does it."""
+"""What is asked for by name, as records that pass as JSON: a training, a baseline to measure."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig, Workload
+
+ACCUMULATE = 4
+"""Micro-batches a step of the baseline that accumulates, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,34 @@ class Job:
             "run_dir": Path(record["run_dir"]),
         }
         return cls(**{**record, **parts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineRequest:
+    """End-to-end training, to be measured by a process of its own; its answer is a BaselineReport."""
+
+    name: str
+    """plain (to be asked of a process that is not lean, in a plain environment), or tuned as the module-wise run is:
+    e2e, e2e_accumulate, e2e_checkpoint"""
+    workload: Workload
+    config: TrainConfig
+    batch_size: int
+    scratch_dir: Path
+    allocator: str = "system"
+    accumulate: int = 1
+    """Micro-batches that a batch is cut into; where it does not divide, the most that it can be cut into below that."""
+
+    def micro_batch(self, batch_size: int) -> int:
+        """Samples in memory at once, of batches that have `batch_size`."""
+        return batch_size // max(count for count in range(1, self.accumulate + 1) if batch_size % count == 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as JSON-ready values."""
+        parts = {"workload": self.workload.to_dict(), "config": self.config.to_dict()}
+        return {**vars(self), **parts, "scratch_dir": str(self.scratch_dir)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BaselineRequest":
+        """The inverse of `to_dict`."""
+        parts = {"workload": Workload(**values["workload"]), "config": TrainConfig(**values["config"])}
+        return cls(**{**values, **parts, "scratch_dir": Path(values["scratch_dir"])})

@@ -1,6 +1,7 @@
 """What the command line's commands do: plan, train, resume, evaluate, by name.
 
 Nothing here imports torch until the model is staged and the plan is made: until then this process is small.
+`python -m ondevice_trgl.jobs` trains the job of one JSON request on stdin and prints the report as one JSON answer.
 """
 
 import gc
@@ -9,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.job import Job
 from ondevice_trgl.policy import Stated
-from ondevice_trgl.processes import Ask, ask
+from ondevice_trgl.processes import Ask, answer, ask
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.setup.steps import set_up, settled, staging_folder
@@ -70,3 +72,13 @@ def evaluate_run(
 
     importing = own_peak_rss() if ours else 0
     return evaluate(run_dir, importing, head=head, data=data, data_root=data_root, budget=budget)
+
+
+def _train(request: dict[str, Any]) -> dict[str, Any]:
+    job = Job.from_dict(request)
+    tune(job.allocator)
+    return train_job(job).to_dict()
+
+
+if __name__ == "__main__":
+    raise SystemExit(answer(_train))

@@ -7,10 +7,11 @@ stdin and prints one JSON answer.
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ondevice_trgl.errors import ProcessDiedError, TrglError, from_record, to_record
@@ -19,6 +20,7 @@ REQUESTS = {
     "stage": "ondevice_trgl.setup.staging",
     "plan": "ondevice_trgl.setup.planning",
     "baseline": "ondevice_trgl.baseline",
+    "train": "ondevice_trgl.jobs",
 }
 """What can be asked, and of which module; nothing else is ever run."""
 _LEAN = "ondevice_trgl.device.lean"
@@ -27,11 +29,17 @@ Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Name and request to answer, as `ask`."""
 
 
-def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer to the request `name`. Raises the TrglError that the process raised, and ProcessDiedError."""
+def ask(
+    name: str, request: dict[str, Any], *, environment: Mapping[str, str] | None = None, lean: bool = True
+) -> dict[str, Any]:
+    """The answer to the request `name`. Raises the TrglError that the process raised, and ProcessDiedError.
+
+    `environment` is that of the process instead of this one's; one that is not `lean` imports as any other does.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", _LEAN, REQUESTS[name]],
+        [sys.executable, "-m", *([_LEAN] if lean else []), REQUESTS[name]],
         input=json.dumps(request),
+        env=environment,
         capture_output=True,
         encoding="utf-8",
         errors="replace",
@@ -53,6 +61,16 @@ def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
     )
     died.add_note(done.stderr)
     raise died
+
+
+def why_not(error: TrglError) -> tuple[str, str]:
+    """Status (did_not_fit or failed) and reason of what a process could not measure because of `error`."""
+    if isinstance(error, ProcessDiedError):
+        if error.returncode == -signal.SIGKILL:
+            return "did_not_fit", "killed by the system, most likely for want of memory"
+        if error.returncode == -signal.SIGINT:
+            return "failed", "interrupted"
+    return "failed", error.message
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:

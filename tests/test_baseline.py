@@ -1,5 +1,6 @@
 """End-to-end training measured in a process of its own; what could not be measured is never a number."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ondevice_trgl import baseline
 from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.job import BaselineRequest
 from ondevice_trgl.report.model import BaselineReport
+from ondevice_trgl.run.guards import global_state_kept
 
 WORKLOAD = Workload(model="resnet-preact-2x4", data="synthetic:1x8x8:3:20")
 CONFIG = TrainConfig(budget="64GB", threads=1)
@@ -114,49 +118,82 @@ def refused_with(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_only_a_want_of_memory_is_called_so(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str | None
 ) -> None:
-    def fail(request: dict[str, Any]) -> BaselineReport:
+    def fail(request: BaselineRequest) -> BaselineReport:
         raise error
 
     monkeypatch.setattr(baseline, "_measure", fail)
-    request = {"allocator": "system", "batch_size": 8}
+    asked = request(tmp_path, "e2e_accumulate", accumulate=4).to_dict()
     if reason is None:
         with pytest.raises(type(error)) as caught:
-            baseline._work(request)
+            baseline._work(asked)
         assert caught.value is error
         return
-    report = BaselineReport(**json.loads(json.dumps(baseline._work(request))))
-    assert (report.status, report.batch_size, report.micro_batch_size) == ("did_not_fit", 8, 8)
+    report = BaselineReport(**json.loads(json.dumps(baseline._work(asked))))
+    assert (report.status, report.batch_size, report.micro_batch_size) == ("did_not_fit", 8, 2)
     assert (report.measured_peak_bytes, report.seconds_per_epoch) == (None, None)
     assert report.reason.startswith(reason)
     assert len(report.reason.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["e2e", "e2e_checkpoint"])
+def request(tmp_path: Path, name: str, **changes: Any) -> BaselineRequest:
+    usual: dict[str, Any] = {"workload": WORKLOAD, "config": CONFIG, "batch_size": 8, "scratch_dir": tmp_path}
+    return BaselineRequest(name=name, **(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate", "micro"),
+    [("plain", 1, 8), ("e2e", 1, 8), ("e2e_accumulate", 4, 2), ("e2e_accumulate", 3, 4), ("e2e_checkpoint", 1, 8)],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_work_is_the_same_and_ends_with_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, accumulate: int, micro: int, optimizer: str
 ) -> None:
-    steps: list[int] = []
-    validated: list[int] = []
-    monkeypatch.setattr(
-        baseline, "_step", lambda forward, optimizer, z, labels, config: steps.append(forward(z).shape[0])
-    )
-    monkeypatch.setattr(baseline, "_validate", lambda model, labels, *rest: validated.append(len(labels)))
-    threads, rng = torch.get_num_threads(), torch.get_rng_state()
-    try:
-        report = baseline._measure(
-            {
-                "name": name,
-                "workload": WORKLOAD.to_dict(),
-                "config": CONFIG.to_dict(),
-                "batch_size": 8,
-                "scratch_dir": str(tmp_path),
-            }
-        )
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(rng)
-    assert set(steps) == {8}
-    assert report.timed_steps == len(steps) - 1
-    assert len(validated) == 1
+    sizes: list[int] = []
+    loss = functional.cross_entropy
+
+    def noted(output: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
+        sizes.append(len(labels))
+        return loss(output, labels, **options)
+
+    monkeypatch.setattr(functional, "cross_entropy", noted)
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    with global_state_kept(1):
+        report = baseline._measure(request(tmp_path, name, config=config, accumulate=accumulate))
+    assert set(sizes) == {micro}
+    assert (report.status, report.batch_size, report.micro_batch_size) == ("measured", 8, micro)
+    assert report.timed_steps == len(sizes) * micro // 8 - 1  # less the one that warms up; none in validation
+
+
+def test_a_batch_larger_than_the_training_set_is_all_of_it(tmp_path: Path) -> None:
+    with global_state_kept(1):
+        report = baseline._measure(request(tmp_path, "e2e_accumulate", batch_size=64, accumulate=3))
+    assert (report.batch_size, report.micro_batch_size) == (20, 10)
+
+
+def test_the_peak_includes_the_start_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "own_peak_rss", lambda: 2**50)
+    with global_state_kept(1):
+        assert baseline._measure(request(tmp_path, "e2e")).measured_peak_bytes == 2**50
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    model, z, labels = torch.nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
+    baseline._add_gradients(model, z, labels, CONFIG, 1.0)
+    whole = model.weight.grad
+    model.weight.grad = None
+    for part in range(4):
+        rows = slice(2 * part, 2 * part + 2)
+        baseline._add_gradients(model, z[rows], labels[rows], CONFIG, 0.25)
+    torch.testing.assert_close(model.weight.grad, whole)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "micro"), [(32, 4, 8), (30, 4, 10), (31, 4, 31), (2, 4, 1), (1, 4, 1), (12, 5, 3)]
+)
+def test_a_batch_is_cut_into_the_most_that_divide_it(tmp_path: Path, batch: int, accumulate: int, micro: int) -> None:
+    asked = request(tmp_path, "e2e_accumulate", batch_size=batch, accumulate=accumulate)
+    assert asked.micro_batch(batch) == micro
+    assert BaselineRequest.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked

@@ -34,15 +34,16 @@ ROOMS = (
     "plan",
     "run",
     "workload",
+    "job",
     "baseline",
     "export",
     "report",
-    "job",
     "evaluate",
     "named",
     "setup",
     "trainer",
     "jobs",
+    "compare",
     "cli",
 )
 DOORS = {

@@ -9,11 +9,12 @@ from typing import Any
 import typer
 
 from ondevice_trgl.cli import profiles
+from ondevice_trgl.cli.compare import run_compare
 from ondevice_trgl.cli.env import run_env
 from ondevice_trgl.cli.evaluate import run_evaluate
 from ondevice_trgl.cli.export import run_export
 from ondevice_trgl.cli.guard import guarded
-from ondevice_trgl.cli.options import OUTPUT, RUNNING, TRAINING, Command, takes
+from ondevice_trgl.cli.options import COMPARING, OUTPUT, RUNNING, TRAINING, Command, takes
 from ondevice_trgl.cli.plan import run_plan
 from ondevice_trgl.cli.report import run_report
 from ondevice_trgl.cli.resume import run_resume
@@ -37,6 +38,7 @@ def run_train_or_plan(shell: Shell, given: dict[str, Any]) -> int:
 COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
     ("plan", run_plan, (*TRAINING, "pareto"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
     ("train", run_train_or_plan, (*TRAINING, "dry_run"), "--model resnet18 --data cifar10 -b 600MB", "Train"),
+    ("compare", run_compare, COMPARING, "--model resnet18 --data cifar10 -b 400MB,600MB --epochs 1", "Train"),
     ("resume", run_resume, ("run", "budget", *RUNNING, *OUTPUT), "runs/resnet18-cifar10", "Train"),
     (
         "evaluate",

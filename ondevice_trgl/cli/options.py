@@ -14,6 +14,7 @@ from ondevice_trgl import config
 from ondevice_trgl.cli.shell import PROGRAM, Shell
 from ondevice_trgl.config import DEFAULTS
 from ondevice_trgl.errors import UnknownNameError
+from ondevice_trgl.job import ACCUMULATE
 
 _DECLARED: dict[str, inspect.Parameter] = {}
 
@@ -67,6 +68,9 @@ _declare(
     str,
     "-b --budget SIZE",
     "Most memory to use, like 600MB, 2GiB or 'free-RAM minus 500MB': the process, or the GPU's.",
+)
+_declare(
+    _P, "budgets", list[str], "-b --budget SIZE,...", "Budgets of TRGL, a row each; between commas, or given again."
 )
 _declare(_P, "profile", str, "-p --profile NAME|FILE", "Device profile to take settings from; see `profiles ls`.")
 _declare(_P, "modules", str, "--modules auto|K|NAME,...", "Local modules: how many, or the layers they end with.")
@@ -128,6 +132,11 @@ _declare(
     _P, "progress", str, "--progress", "Live display, plain lines, or none.",
     choices=("auto", "plain", "none"), default="auto",
 )  # fmt: skip
+_declare(
+    _P, "accumulate", int, "--accumulate N", "Micro-batches a step of the end-to-end row that accumulates.",
+    default=ACCUMULATE,
+)  # fmt: skip
+_declare(_P, "repeat", int, "--repeat N", "Measure every row N times, in turn; medians are shown.", default=1)
 _declare(_P, "dry_run", bool, "--dry-run", "Plan and stop, as `plan` does.", default=False)
 _declare(_P, "json", bool, "--json", "Print one JSON object on stdout and nothing else.", default=False)
 _declare(_P, "quiet", bool, "-q --quiet", "Nothing on stderr but errors.", default=False)
@@ -159,6 +168,7 @@ TRAINING = (
     *RUNNING,
     *OUTPUT,
 )  # fmt: skip
+COMPARING = (*(name for name in TRAINING if name not in ("budget", "baseline")), "budgets", "accumulate", "repeat")
 Command = Callable[[Shell, dict[str, Any]], int]
 
 

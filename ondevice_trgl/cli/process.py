@@ -1,8 +1,7 @@
 """What the command's process sets before torch is imported: the C allocator, how threads wait, how it imports.
 
-The allocator decides both the peak and the speed. Threads that spin while they wait for each other are fastest on an
-idle machine and ten times slower beside an app that wants the cores too (16 s instead of 1.4 s for the default run,
-3 s with a short spin), so they spin briefly.
+The allocator decides both the peak and the speed. Threads spin briefly while they wait for each other: beside an app
+that wants the cores too, the default run takes 3 s instead of 16, and 1.4 on an idle machine.
 
 Only the command line does this. A program that embeds the library keeps all of it as it is.
 """
@@ -14,11 +13,10 @@ import sys
 from typing import Any
 
 from ondevice_trgl.cli.shell import Shell
-from ondevice_trgl.device.allocator import allocator_name, tcmalloc_library, tune
+from ondevice_trgl.device.allocator import allocator_name, tune
 from ondevice_trgl.device.lean import make_lean
-from ondevice_trgl.errors import UsageError
+from ondevice_trgl.device.start import no_tcmalloc, tuned_environment
 
-_SPINS = "2000"  # of GNU OpenMP, before a waiting thread sleeps; its default is some 300 000
 ORDER = "TRGL_STARTED_WITH"
 """Environment variable that tells a process started again what to do: command, options and shell, as JSON."""
 
@@ -35,22 +33,14 @@ def settle(choice: str) -> None:
     Raises UsageError where tcmalloc is asked for and not to be had.
     """
     if choice == "tcmalloc" and allocator_name() != "tcmalloc":
-        raise UsageError(
-            "tcmalloc cannot be preloaded here",
-            hint="install it (on Debian and Ubuntu: apt install libtcmalloc-minimal4), or use --allocator auto",
-        )
+        raise no_tcmalloc()
     make_lean()
     tune(choice)
 
 
 def _start_again(shell: dict[str, Any], command: str, given: dict[str, Any], choice: str) -> None:
-    environment = {**os.environ, ORDER: json.dumps({"command": command, "given": given, "shell": shell})}
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
-    library, preloaded = tcmalloc_library(), environment.get("LD_PRELOAD")
-    wanted = choice == "tcmalloc" or (choice == "auto" and not preloaded)
-    if wanted and library is not None and allocator_name() != "tcmalloc":
-        environment["LD_PRELOAD"] = f"{library}:{preloaded}" if preloaded else str(library)
+    environment = tuned_environment(os.environ, choice)
+    environment[ORDER] = json.dumps({"command": command, "given": given, "shell": shell})
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     # what was typed stands behind, for whoever looks at the list of processes
     arguments = [sys.executable, *flags, "-m", "ondevice_trgl.cli.again", *sys.argv[1:]]

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.pages import release_code_pages
@@ -74,10 +74,15 @@ def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> N
         raise _tried(job, too_large(job.config.budget_bytes, 0), ask) from died
 
 
+def check_names(workload: Workload) -> None:
+    """Raises UnknownNameError and UsageError for what can be told without a process of its own."""
+    check_model_name(workload.model)
+    if workload.weights is not None and not Path(workload.weights).is_file():
+        raise UsageError(f"weights {workload.weights}: there is no such file", hint="check the path")
+
+
 def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool) -> None:
-    check_model_name(job.workload.model)
-    if job.workload.weights is not None and not Path(job.workload.weights).is_file():
-        raise UsageError(f"weights {job.workload.weights}: there is no such file", hint="check the path")
+    check_names(job.workload)
     release_code_pages()  # while this process waits for its children it needs next to none
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     try:

@@ -25,7 +25,7 @@ from ondevice_trgl.report.model import Report
 from tests.cli.conftest import Cli, Jobs
 
 BUDGET = ("--budget", "600MB")
-COMMANDS = ("plan", "train", "resume", "evaluate", "report", "export", "env", "profiles ls", "profiles show")
+COMMANDS = ("plan", "train", "compare", "resume", "evaluate", "report", "export", "env", "profiles ls", "profiles show")
 
 
 def test_train_prints_the_report_to_stdout_and_the_rest_to_stderr(cli: Cli, jobs: Jobs) -> None:
@@ -290,7 +290,7 @@ def test_help(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     if command:
         # each example is of the command it stands under
         assert f"Example: trgl-device {command}" in result.out
-    if command in ("plan", "train"):
+    if command in ("plan", "train", "compare"):
         panels = re.findall(r"─ ([A-Z][\w ]+) ─", result.out)
         assert panels == ["Options", "Memory", "What to train", "Method", "Run and output"]
 

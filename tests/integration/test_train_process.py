@@ -146,6 +146,31 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_compare_measures_every_row_in_a_process_of_its_own(tmp_path: Path) -> None:
+    flags = ("-b", "2GB", *SMALL, "--accumulate", "5", "-o", "kept", "--json")
+    done = trgl("compare", *flags, cwd=tmp_path)
+    result = record(done)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == ["plain", "e2e", "e2e_accumulate", "e2e_checkpoint", "trgl 2GB"]
+    for row in rows.values():
+        assert (row["status"], row["reason"], len(row["runs"])) == ("measured", "", 1), row
+        assert row["peak_bytes"] > row["floor_bytes"] > 50_000_000
+        assert row["above_floor_bytes"] == row["peak_bytes"] - row["floor_bytes"]
+        assert row["seconds_per_epoch"] > 0
+    assert [row["micro_batch_size"] for row in rows.values()][:4] == [32, 32, 8, 32]
+    assert "cannot be cut into 5" in rows["e2e_accumulate"]["note"]
+    # what a script loads that a lean process does not: torch.optim alone takes 70 MB
+    assert rows["plain"]["floor_bytes"] > rows["e2e"]["floor_bytes"] + 50_000_000
+    kept = json.loads((tmp_path / "kept" / "trgl-2GB" / "report.json").read_text(encoding="utf-8"))
+    trgl_row = rows["trgl 2GB"]
+    assert trgl_row["peak_bytes"] == kept["measured_peak_bytes"] <= 2 * 10**9
+    assert trgl_row["seconds_per_epoch"] == pytest.approx(kept["seconds"]["per_epoch"])
+    assert (trgl_row["modules"], trgl_row["predicted_peak_bytes"]) == (2, kept["predicted_peak_bytes"])
+    assert result["environment"] == kept["environment"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kept"}
+
+
 def stopped_in_training(number: signal.Signals, cwd: Path, *arguments: str) -> Done:
     """Run a command until a module has started, then send the signal."""
     events = cwd / "run" / "events.jsonl"
