@@ -106,8 +106,18 @@ class Budget:
     def between_modules(self) -> None:
         """Give back what is not in use, and see what the process has come to hold beside training."""
         self.make_room()
-        grown = self._meter.current_bytes() - self._at_start
-        self._grown = grown if grown > _NOISE_BYTES else 0
+        self._grown = 0
+        self.look_at_growth(self._at_start)
+
+    def look_at_growth(self, held_bytes: int) -> None:
+        """See what the process holds beside training, which held `held_bytes` by itself: `room` is without that."""
+        grown = self.held_bytes() - held_bytes
+        if grown > _NOISE_BYTES:
+            self._grown = max(self._grown, grown)
+
+    def held_bytes(self) -> int:
+        """What is in use now."""
+        return self._meter.current_bytes()
 
     def end(self) -> None:
         """Put back the limit that was there before, and end the thread that was started."""

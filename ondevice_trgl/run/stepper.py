@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.device.limit import lacks_memory
-from ondevice_trgl.plan.plan import Rung
+from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.trgl.optim import Optimizer
@@ -58,7 +58,7 @@ class Stepper:
         self._batch, self._shape, self._dtype, self._device = batch_size, in_shape, in_dtype, device
         self._budget, self._scratch, self._notify = budget, scratch, notify
         self._made_room = False
-        self._steps = 0
+        self._steps = self._held = 0
         self._take(rung)
 
     def _take(self, rung: Rung) -> None:
@@ -100,6 +100,7 @@ class Stepper:
             cause = ""
             try:
                 self.optimizer.allocate()
+                self._held = self._held or self._budget.held_bytes()
                 moved = (
                     (z.to(self._device), labels.to(self._device))
                     for z, labels in micro_batches(source, indices, self.buffer)
@@ -130,9 +131,8 @@ class Stepper:
     def fit(self) -> None:
         """Go down to a rung that is predicted to fit the budget, after that was lowered."""
         self._made_room = False
-        fitting = [rung for rung in self._below() if rung.peak_bytes <= self._budget.room]
         if self.rung.peak_bytes > self._budget.room and self._below():
-            self._change("the budget was lowered", fitting[0] if fitting else self._below()[-1])
+            self._change("the budget was lowered", rung_within(self._below(), self._budget.room))
 
     def _below(self) -> Sequence[Rung]:
         return self._ladder[self._ladder.index(self.rung) + 1 :]
@@ -149,7 +149,8 @@ class Stepper:
         below = self._below()
         if not below:
             raise self._budget.exceeded(f"{cause}, at {self.rung}, and nothing smaller is left")
-        self._change(cause, below[0])
+        self._budget.look_at_growth(self._held)
+        self._change(cause, rung_within(below, self._budget.room))
 
     def _change(self, cause: str, rung: Rung) -> None:
         before = self.rung
