@@ -76,7 +76,7 @@ def test_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[
     assert run_compare(Shell("c"), given(budgets=["600MB"]), Processes()) == 0
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()[2:7]] == [
-        "plain end-to-end", "tuned end-to-end", "tuned, accumulated", "tuned, checkpointed", "TRGL, 600MB",
+        "plain end-to-end", "tuned end-to-end", "with accumulation", "with checkpoints", "TRGL, 600MB",
     ]  # fmt: skip
     assert err.splitlines()[0] == "[1/5] plain end-to-end ..."
     assert run_compare(Shell("c", quiet=True), given(budgets=["600MB"]), Processes()) == 0
