@@ -45,7 +45,7 @@ check: $(STAMP) ## format, lint, types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(STAMP) ## produce every number that the README quotes
+bench: $(STAMP) ## produce every number that the README quotes (takes hours)
 	@test -n "$(BENCHMARKS)" || { echo "no scripts in benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(PY) "$$script"; done
 

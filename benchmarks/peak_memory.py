@@ -90,7 +90,8 @@ def table(name: str, record: dict[str, Any]) -> str:
             megabytes(row["predicted_peak_bytes"]),
             str(row["modules"] or ""),
         ]
-        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"| {row['label']}{note} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -25,8 +25,8 @@ from ondevice_trgl.units import format_size, parse_size
 _END_TO_END = {
     "plain": "plain end-to-end",
     "e2e": "tuned end-to-end",
-    "e2e_accumulate": "tuned, accumulated",
-    "e2e_checkpoint": "tuned, checkpointed",
+    "e2e_accumulate": "with accumulation",
+    "e2e_checkpoint": "with checkpoints",
 }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ondevice_trgl.errors import (
     TrglError,
     UnknownNameError,
 )
-from ondevice_trgl.processes import ask
+from ondevice_trgl.processes import ask, why_not
 
 ERRORS = [
     TrglError("it broke", hint="mend it"),
@@ -36,7 +37,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
     here = str(Path(__file__).resolve().parents[1])
     monkeypatch.setenv("PYTHONPATH", f"{here}:{tmp_path}")
 
-    def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "") -> dict[str, Any]:
+    def asked(work: str, request: dict[str, Any] | None = None, *, before: str = "", **start: Any) -> dict[str, Any]:
         body = "".join(f"    {line}\n" for line in work.splitlines())
         source = (
             "import os, subprocess, sys\nfrom ondevice_trgl.processes import answer\nfrom ondevice_trgl import errors\n"
@@ -44,7 +45,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
         )
         (tmp_path / "a_child.py").write_text(source, encoding="utf-8")
         monkeypatch.setitem(processes.REQUESTS, "child", "a_child")
-        return ask("child", request or {})
+        return ask("child", request or {}, **start)
 
     return asked
 
@@ -52,6 +53,29 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
 def test_the_answer_comes_back_as_it_was_given(answering: Answering) -> None:
     request = {"text": 'größe "\n', "numbers": [1, 2.5, None, True], "deep": {"a": {"b": []}}}
     assert answering("return {'got': request}", request) == {"got": request}
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_it_starts_as_it_is_told(answering: Answering, lean: bool) -> None:
+    work = "kinds = [type(finder).__name__ for finder in sys.meta_path]\n"
+    work += "return {'lean': '_Watching' in kinds, 'given': os.environ.get('GIVEN'), 'home': 'HOME' in os.environ}"
+    before = {name: value for name, value in os.environ.items() if name != "HOME"}
+    answer = answering(work, environment={**before, "GIVEN": "this"}, lean=lean)
+    assert answer == {"lean": lean, "given": "this", "home": False}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ProcessDiedError("gone", returncode=-signal.SIGKILL), "did_not_fit", "killed by the system"),
+        (ProcessDiedError("gone", returncode=-signal.SIGINT), "failed", "interrupted"),
+        (ProcessDiedError("status -11", returncode=-11), "failed", "status -11"),
+        (TrglError("it broke", hint="mend it"), "failed", "it broke"),
+    ],
+)
+def test_only_a_kill_is_a_want_of_memory(error: TrglError, status: str, words: str) -> None:
+    assert why_not(error)[0] == status
+    assert words in why_not(error)[1]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

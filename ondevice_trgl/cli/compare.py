@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ondevice_trgl.cli.settings import make_job, origin_lines, resolve_settings
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
-from ondevice_trgl.errors import BudgetExceededError, BudgetInfeasibleError
+from ondevice_trgl.errors import BudgetExceededError, BudgetInfeasibleError, UsageError
 from ondevice_trgl.report.comparison import Comparison, comparison_lines
 from ondevice_trgl.report.table import plain
 from ondevice_trgl.units import parse_size
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def run_compare(shell: Shell, given: dict[str, Any], ask: "AskIn | None" = None) -> int:
     """Measure plain, tuned, accumulated and checkpointed end-to-end training beside TRGL at one budget or several."""
     written = [text for many in given["budgets"] or () for text in many.split(",")]
+    accumulate, repeat = (_whole(name, given[name]) for name in ("accumulate", "repeat"))
     for text in written:
         parse_size(text, what="--budget")
     resolved = resolve_settings({**given, "budget": written[0] if written else None})
@@ -32,8 +33,8 @@ def run_compare(shell: Shell, given: dict[str, Any], ask: "AskIn | None" = None)
             job,
             written or [resolved.config.budget],
             keep=given["run_dir"] is not None,
-            accumulate=given["accumulate"],
-            repeat=given["repeat"],
+            accumulate=accumulate,
+            repeat=repeat,
             say=shell.note if given["progress"] != "none" else lambda line: None,
             **({"ask": ask} if ask else {}),
         )
@@ -42,6 +43,13 @@ def run_compare(shell: Shell, given: dict[str, Any], ask: "AskIn | None" = None)
     else:
         shell.lines(comparison_lines(comparison, shell.width))
     return exit_code(comparison)
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name} = {text!r}: expected a whole number", hint=f"for example --{name} 3") from None
 
 
 def exit_code(comparison: Comparison) -> int:

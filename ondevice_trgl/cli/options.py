@@ -133,10 +133,10 @@ _declare(
     choices=("auto", "plain", "none"), default="auto",
 )  # fmt: skip
 _declare(
-    _P, "accumulate", int, "--accumulate N", "Micro-batches a step of the end-to-end row that accumulates.",
-    default=ACCUMULATE,
+    _P, "accumulate", str, "--accumulate N", "Micro-batches a step of the end-to-end row that accumulates.",
+    default=str(ACCUMULATE),
 )  # fmt: skip
-_declare(_P, "repeat", int, "--repeat N", "Measure every row N times, in turn; medians are shown.", default=1)
+_declare(_P, "repeat", str, "--repeat N", "Measure every row N times, in turn; medians are shown.", default="1")
 _declare(_P, "dry_run", bool, "--dry-run", "Plan and stop, as `plan` does.", default=False)
 _declare(_P, "json", bool, "--json", "Print one JSON object on stdout and nothing else.", default=False)
 _declare(_P, "quiet", bool, "-q --quiet", "Nothing on stderr but errors.", default=False)

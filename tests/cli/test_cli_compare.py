@@ -76,7 +76,7 @@ def test_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[
     assert run_compare(Shell("c"), given(budgets=["600MB"]), Processes()) == 0
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()[2:7]] == [
-        "plain end-to-end", "tuned end-to-end", "tuned, accumulated", "tuned, checkpointed", "TRGL, 600MB",
+        "plain end-to-end", "tuned end-to-end", "with accumulation", "with checkpoints", "TRGL, 600MB",
     ]  # fmt: skip
     assert err.splitlines()[0] == "[1/5] plain end-to-end ..."
     assert run_compare(Shell("c", quiet=True), given(budgets=["600MB"]), Processes()) == 0
@@ -87,7 +87,7 @@ def test_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     shell = Shell("trgl-device compare -b 600MB", json=True, verbose=True)
-    assert run_compare(shell, given(budgets=["600MB"], repeat=2), Processes()) == 0
+    assert run_compare(shell, given(budgets=["600MB"], repeat="2"), Processes()) == 0
     out, err = capsys.readouterr()
     record = json.loads(out)
     assert (record["command"], record["repeat"], len(record["rows"])) == ("trgl-device compare -b 600MB", 2, 5)
@@ -116,8 +116,8 @@ def test_exit_codes(budgets: str, error: TrglError | None, code: int) -> None:
         ({"budgets": ["600MB", "2XB"]}, SizeError, "--budget '2XB'"),
         ({"budgets": ["600MB,600MB"]}, UsageError, "is there twice"),
         ({"budgets": None}, UsageError, "no memory budget"),
-        ({"budgets": ["1GB"], "accumulate": 0}, UsageError, "accumulate = 0"),
-        ({"budgets": ["1GB"], "repeat": -1}, UsageError, "repeat = -1"),
+        ({"budgets": ["1GB"], "accumulate": "0"}, UsageError, "accumulate = 0"),
+        ({"budgets": ["1GB"], "repeat": "-1"}, UsageError, "repeat = -1"),
     ],
 )
 def test_bad_values(values: dict[str, Any], kind: type[UsageError], words: str) -> None:
@@ -133,8 +133,9 @@ def test_bad_values(values: dict[str, Any], kind: type[UsageError], words: str) 
     [
         ((), ("no memory budget", "--budget")),
         (("-b", "1GB,much"), ("--budget 'much'", "600MB")),
-        (("-b", "1GB", "--repeat", "twice"), ("--repeat", "integer")),
+        (("-b", "1GB", "--repeat", "twice"), ("repeat = 'twice'", "a whole number", "--repeat 3")),
         (("-b", "1GB", "--repeat", "0"), ("repeat = 0", "at least 1")),
+        (("-b", "1GB", "--accumulate", "4.5"), ("accumulate = '4.5'", "--accumulate 3")),
         (("-b", "1GB", "--accumulate", "0"), ("accumulate = 0", "at least 2")),
         (("-b", "1GB", "-b", "1000MB"), ("'1000MB' is there twice", "--repeat")),
         (("-b", "1GB", "--baseline", "skip"), ("--baseline", "trgl-device compare --help")),

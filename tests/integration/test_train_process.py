@@ -202,9 +202,10 @@ def test_a_run_that_is_stopped_twice_has_its_checkpoints_and_resumes_to_the_end(
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_a_signal_while_the_plan_is_made_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_a_signal_before_anything_is_trained_leaves_nothing(tmp_path: Path, name: str) -> None:
     process = subprocess.Popen(
-        command("train", "-b", "2GB", *SMALL, "--baseline", "skip", "--json", "-o", "run"),
+        command(name, "-b", "2GB", *SMALL, "--json", "-o", "run"),
         env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not list(tmp_path.iterdir()) and process.poll() is None:
