@@ -131,7 +131,8 @@ def tune(choice: str) -> None:
     """
     if choice == "system":
         return
-    if set_mmap_threshold(MMAP_THRESHOLD_BYTES):
+    # one heap: in those of other threads holes stay
+    if set_mmap_threshold(MMAP_THRESHOLD_BYTES, max_arenas=1):
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch looks when it first allocates
 
 

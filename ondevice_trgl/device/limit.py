@@ -24,6 +24,8 @@ CODE_BYTES = 46_000_000
 """Library code that a training step touches, and that comes back into memory whenever it was given back."""
 CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
+_SMALL_BLOCKS_BYTES = 24_000_000
+"""Blocks of less than a megabyte that a step has at a time: so much of the holes in the heap may be filled again."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _WORDS = (
@@ -85,7 +87,10 @@ class MemoryLimit(Protocol):
         """Put back the limit that was there before the first `set`."""
 
     def calibrate(self) -> None:
-        """Look again at what counts and is no memory that was asked for: threads that have started. Not while set."""
+        """Look again at what counts and is not in memory: stacks of threads, holes in the heap. Not while set.
+
+        Call it where everything that is free was given back, and nothing large was asked for and not touched.
+        """
 
 
 class _CpuLimit(MemoryLimit):
@@ -157,6 +162,7 @@ class DataLimit(_CpuLimit):
         import resource
 
         self._resource, self._proc, self._set = resource, proc, False
+        self._first: int | None = None
         self._before: tuple[int, int] = resource.getrlimit(resource.RLIMIT_DATA)
         _start_threads()
         self.calibrate()
@@ -164,13 +170,17 @@ class DataLimit(_CpuLimit):
     def calibrate(self) -> None:
         memory = _memory(self._proc)
         self._files(memory)
-        # thread stacks, parts of the libraries' own data: asked for, and never touched
-        self._untouched = max(0, memory["VmData"] - memory["RssAnon"])
+        untouched = max(0, memory["VmData"] - memory["RssAnon"])
+        if self._first is None:  # thread stacks, parts of the libraries' own data: asked for, and never touched
+            self._first = untouched
+        # and from then on holes in the heap, which grow: large blocks do not go there, small ones may again
+        self._untouched = max(min(self._first, untouched), untouched - _SMALL_BLOCKS_BYTES)
 
     def set(self, budget_bytes: int) -> None:
         memory = _memory(self._proc)
         beside = self._files(memory) + memory["VmStk"]
-        limit = max(1, budget_bytes - beside + self._untouched)
+        untouched = min(self._untouched, max(0, memory["VmData"] - memory["RssAnon"]))  # holes close, threads end
+        limit = max(1, budget_bytes - beside + untouched)
         for most in self._before:
             if most != self._resource.RLIM_INFINITY:
                 limit = min(limit, most)

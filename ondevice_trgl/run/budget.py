@@ -105,7 +105,7 @@ class Budget:
 
     def between_modules(self) -> None:
         """Give back what is not in use, and see what the process has come to hold beside training."""
-        self.make_room()
+        self.make_room(calibrate=True)
         self._grown = 0
         self.look_at_growth(self._at_start)
 
@@ -113,7 +113,11 @@ class Budget:
         """See what the process holds beside training, which held `held_bytes` by itself: `room` is without that."""
         grown = self.held_bytes() - held_bytes
         if grown > _NOISE_BYTES:
-            self._grown = max(self._grown, grown)
+            self._grown = max(self._grown, grown + _NOISE_BYTES)  # nor is this exact
+
+    def looks_at_growth(self) -> bool:
+        """Whether what is in use between two steps shows it: an allocator that gives back late keeps more each time."""
+        return not self.limit.gives_back
 
     def held_bytes(self) -> int:
         """What is in use now."""
@@ -124,8 +128,8 @@ class Budget:
         self.limit.lift()
         self.hands.close()
 
-    def make_room(self) -> None:
-        """Give back everything that is not in use, then set the limit anew."""
+    def make_room(self, *, calibrate: bool = False) -> None:
+        """Give back everything that is not in use, then set the limit anew; `calibrate` where no module is loaded."""
         self.limit.lift()  # giving back takes a little itself, and may be called for where there is nothing left
         gc.collect()
         self.hands.do(self._leftovers.drop)
@@ -133,6 +137,8 @@ class Budget:
             self._leftovers = self.hands.do(Leftovers)
         release_memory()
         release_code_pages()
+        if calibrate:
+            self.limit.calibrate()
         self.enforce()
 
     def attempt(self, work: Callable[[], T], what: str) -> T:

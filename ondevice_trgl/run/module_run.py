@@ -125,6 +125,9 @@ class ModuleRun:
         progress.step += 1
         self.measured.epochs_done += 1.0 / progress.steps
         progress.call("on_step_end")
+        if (peak := self.note_peak()) > self.context.budget.bytes:
+            self.stepper.overran(peak)
+            self.context.meter.reset()
         pausing = progress.pause.is_set()
         if pausing or self.checkpointer.is_due():
             self._checkpoint()
@@ -184,11 +187,12 @@ class ModuleRun:
         context.run.event("module_end", lap=self.lap, module=self.index, **vars(measured))
         context.progress.call("on_module_end")
 
-    def note_peak(self) -> None:
-        """Take the meter's peak into the module's figures and the run's."""
-        self.measured.measured_peak_bytes = max(self.measured.measured_peak_bytes, self.context.budget.note_peak())
-        progress = self.context.progress
+    def note_peak(self) -> int:
+        """Take the meter's peak, which is returned, into the module's figures and the run's."""
+        peak, progress = self.context.budget.note_peak(), self.context.progress
+        self.measured.measured_peak_bytes = max(self.measured.measured_peak_bytes, peak)
         progress.peak_bytes = max(progress.peak_bytes or 0, self.measured.measured_peak_bytes)
+        return peak
 
     def _lr(self) -> float:
         progress = self.context.progress

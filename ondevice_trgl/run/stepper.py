@@ -22,6 +22,9 @@ from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, accumulate
 from ondevice_trgl.units import format_size
 
+_NOTABLY_LESS = 0.98
+"""Of what the rung that was refused is predicted to take."""
+
 
 @dataclass(frozen=True)
 class Pressure:
@@ -67,6 +70,7 @@ class Stepper:
             self.optimizer.spill(self._scratch)
         self.objective = self._make(rung)
         self._buffer: Tensor | None = None
+        self._between = 0
         self._statistics = [b for b in self.objective.module.buffers() if b.numel()]
 
     def _hold(self) -> None:
@@ -93,6 +97,9 @@ class Stepper:
             self._budget.enforce()  # what is refused between two steps cannot be tried again
 
     def _step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
+        if self._between and self._budget.looks_at_growth():  # before anything is refused: not all code stands that
+            self._budget.look_at_growth(self._between)
+            self._fit("memory is in use beside training")
         if self._steps and self._budget.is_over():
             self._give_way(f"more than {format_size(self._budget.bytes)} in use between two steps")
         while True:
@@ -122,6 +129,7 @@ class Stepper:
         # where it stops for want of memory it goes on the second time: what is updated has no gradient any more
         self._budget.attempt(lambda: self.optimizer.step(lr), "the update")
         self._steps += 1
+        self._between = self._between or self._budget.held_bytes()
         return tally
 
     def close(self) -> None:
@@ -131,8 +139,19 @@ class Stepper:
     def fit(self) -> None:
         """Go down to a rung that is predicted to fit the budget, after that was lowered."""
         self._made_room = False
+        self._fit("the budget was lowered")
+
+    def _fit(self, cause: str) -> None:
         if self.rung.peak_bytes > self._budget.room and self._below():
-            self._change("the budget was lowered", rung_within(self._below(), self._budget.room))
+            self._change(cause, rung_within(self._below(), self._budget.room))
+
+    def overran(self, peak_bytes: int) -> None:
+        """Go down a rung, if there is one, after a step that was done and took more than the budget all the same.
+
+        What no limit refuses does that: code pages, holes in the heap that are filled again.
+        """
+        if self._below():
+            self._give_way(f"{format_size(peak_bytes)} in the step before")
 
     def _below(self) -> Sequence[Rung]:
         return self._ladder[self._ladder.index(self.rung) + 1 :]
@@ -150,7 +169,8 @@ class Stepper:
         if not below:
             raise self._budget.exceeded(f"{cause}, at {self.rung}, and nothing smaller is left")
         self._budget.look_at_growth(self._held)
-        self._change(cause, rung_within(below, self._budget.room))
+        # a rung that is predicted to take hardly less would be refused as this one was
+        self._change(cause, rung_within(below, min(self._budget.room, int(_NOTABLY_LESS * self.rung.peak_bytes))))
 
     def _change(self, cause: str, rung: Rung) -> None:
         before = self.rung
