@@ -18,7 +18,7 @@ from torch import nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
-from ondevice_trgl.device.limit import limit_for
+from ondevice_trgl.device.limit import MemoryLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for, process_tree_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
@@ -41,7 +41,7 @@ from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
 from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged
 from ondevice_trgl.setup.rehearse import Rehearsals
-from ondevice_trgl.setup.requests import PlanRequest
+from ondevice_trgl.setup.requests import PlanRequest, too_large
 from ondevice_trgl.setup.staging import measure, stage
 from ondevice_trgl.setup.steps import staging_folder
 from ondevice_trgl.units import parse_size
@@ -182,11 +182,13 @@ class Trainer:
 
     def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
         """The plan, made in this process: without a blueprint, or without room for another process."""
-        if not (folder / COSTS).is_file():
-            measure(chain, self.config, folder)
         release_memory()
         release_code_pages()
         limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
+        if not (folder / COSTS).is_file():
+            self._measured_here(chain, folder, meter, limit)
+        release_memory()
+        release_code_pages()
         rehearsals = Rehearsals(
             chain,
             self.config,
@@ -204,6 +206,21 @@ class Trainer:
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)
         finally:
             rehearsals.end()
+
+    def _measured_here(self, chain: Chain, folder: Path, meter: PeakMeter, limit: MemoryLimit) -> None:
+        """What the pieces of `chain` take, measured within the budget. Raises BudgetInfeasibleError."""
+        budget = stated_budget(self.config)
+        try:
+            if meter.kind == "rss":
+                limit.set(budget)
+            measure(chain, self.config, folder)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            limit.lift()  # saying what happened takes memory too
+            raise too_large(budget, meter.peak_bytes() + refused_bytes(error)) from error
+        finally:
+            limit.lift()
 
     def export(self, head: str | int = "best") -> nn.Module:
         """The trained network in eval mode, its weights loaded: the caller's own model, or what its callable makes.

@@ -2,13 +2,15 @@
 
 Nothing happens on import. Where there is no such allocator (musl, macOS, Windows) every call does nothing.
 `set_mmap_threshold` changes the whole process and cannot be undone: it is for a process that is ours, like the command
-line's, never for an app that embeds the library.
+line's. In an app that embeds the library, `blocks_apart` has it for as long as a limit holds, and then leaves glibc
+with the threshold that it comes to by itself.
 """
 
 import ctypes
 import functools
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,12 @@ M_ARENA_MAX = -8
 """Parameter numbers of glibc's mallopt."""
 
 MMAP_THRESHOLD_BYTES = 1 << 20
+_GLIBC_MOST_BYTES = 32 << 20
+"""As far as glibc raises its own threshold as blocks are freed; it keeps twice that at the top of its heap."""
 _LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
+_MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+_tuned = False
+"""Whether the threshold was set for good."""
 
 
 def allocator_name() -> str:
@@ -102,6 +109,41 @@ def set_mmap_threshold(
     return all(result == 1 for result in taken)
 
 
+def blocks_apart(wanted: bool) -> None:
+    """Have glibc take large blocks from the system, for as long as a limit on what is mapped holds.
+
+    In its heap, small blocks that stay would keep the room of large ones mapped long after they are free: such room is
+    handed out again without being asked for, and no limit sees it. Where `tune` has seen to it, nothing.
+    """
+    if not _tuned:
+        if wanted:
+            set_mmap_threshold(MMAP_THRESHOLD_BYTES)
+        else:
+            set_mmap_threshold(_GLIBC_MOST_BYTES, trim_threshold_bytes=2 * _GLIBC_MOST_BYTES)
+
+
+@dataclass(frozen=True)
+class Heaps:
+    """Bytes that glibc's malloc has of the system."""
+
+    mapped: int
+    free: int
+    """Of those: it hands them out again without asking. After `release_memory` most of it is not in memory."""
+
+
+def glibc_heaps() -> Heaps | None:
+    """The heaps of this process; None where malloc is another."""
+    if allocator_name() != "glibc":
+        return None
+    for name, kind in (("mallinfo2", ctypes.c_size_t), ("mallinfo", ctypes.c_uint)):  # glibc has the first since 2.33
+        fields = {"_fields_": [(field, kind) for field in _MALLINFO.split()]}
+        ask = _function(_symbols(), name, type("_Mallinfo", (ctypes.Structure,), fields))
+        if ask is not None:
+            info = ask()
+            return Heaps(int(info.arena + info.hblkhd), int(info.fordblks))
+    return None
+
+
 def tune(choice: str) -> None:
     """Prepare the allocator of this process for training, as `choice` (auto, tcmalloc, glibc, system) says.
 
@@ -111,7 +153,9 @@ def tune(choice: str) -> None:
     """
     if choice == "system":
         return
+    global _tuned
     if set_mmap_threshold(MMAP_THRESHOLD_BYTES):
+        _tuned = True
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch looks when it first allocates
 
 

@@ -17,13 +17,22 @@ from typing import Protocol
 
 import torch
 
-from ondevice_trgl.device.allocator import set_tcmalloc_property, tcmalloc_property
+from ondevice_trgl.device.allocator import (
+    Heaps,
+    blocks_apart,
+    glibc_heaps,
+    release_memory,
+    set_tcmalloc_property,
+    tcmalloc_property,
+)
 from ondevice_trgl.device.pages import release_code_pages
 
 CODE_BYTES = 46_000_000
 """Library code that a training step touches, and that comes back into memory whenever it was given back."""
 CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
+_KERNEL_UNTOUCHED = 0.85
+"""Of what is mapped for the code of kernels."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _WORDS = (
@@ -162,18 +171,33 @@ class DataLimit(_CpuLimit):
         self.calibrate()
 
     def calibrate(self) -> None:
+        release_memory()
         memory = _memory(self._proc)
         self._files(memory)
-        # thread stacks, parts of the libraries' own data: asked for, and never touched
-        self._untouched = max(0, memory["VmData"] - memory["RssAnon"])
+        # thread stacks, parts of the libraries' own data: asked for, and never touched; what is free in the heap was
+        # touched before, and will be again
+        heaps = glibc_heaps() or Heaps(0, 0)
+        self._untouched = max(0, memory["VmData"] - memory["RssAnon"] - heaps.free)
+        self._beside_heaps = memory["VmData"] - heaps.mapped
+
+    def _never_touched(self, memory: dict[str, int]) -> int:
+        """Mapped, and no memory: as it was calibrated, and what was mapped since by others than malloc.
+
+        That is the code of kernels: oneDNN maps 256 KB for each, and writes a few of them.
+        """
+        heaps = glibc_heaps()
+        grown = 0 if heaps is None else max(0, memory["VmData"] - heaps.mapped - self._beside_heaps)
+        return self._untouched + int(_KERNEL_UNTOUCHED * grown)
 
     def set(self, budget_bytes: int) -> None:
         memory = _memory(self._proc)
         beside = self._files(memory) + memory["VmStk"]
-        limit = max(1, budget_bytes - beside + self._untouched)
+        limit = max(1, budget_bytes - beside + self._never_touched(memory))
         for most in self._before:
             if most != self._resource.RLIM_INFINITY:
                 limit = min(limit, most)
+        if not self._set:
+            blocks_apart(True)
         self._resource.setrlimit(self._resource.RLIMIT_DATA, (limit, self._before[1]))
         self._set = True
 
@@ -181,6 +205,7 @@ class DataLimit(_CpuLimit):
         if self._set:
             self._resource.setrlimit(self._resource.RLIMIT_DATA, self._before)
             self._set = False
+            blocks_apart(False)
 
 
 class CudaLimit(MemoryLimit):
