@@ -22,6 +22,7 @@ M_ARENA_MAX = -8
 MMAP_THRESHOLD_BYTES = 1 << 20
 _GLIBC_MOST_BYTES = 32 << 20
 """As far as glibc raises its own threshold as blocks are freed; it keeps twice that at the top of its heap."""
+_SMALL_BYTES = 64 << 10
 _LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
 _MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 _tuned = False
@@ -120,6 +121,22 @@ def blocks_apart(wanted: bool) -> None:
             set_mmap_threshold(MMAP_THRESHOLD_BYTES)
         else:
             set_mmap_threshold(_GLIBC_MOST_BYTES, trim_threshold_bytes=2 * _GLIBC_MOST_BYTES)
+
+
+def keep_small(size: int) -> None:
+    """Have glibc keep `size` bytes for small blocks. To be called after `release_memory`, which gives them back.
+
+    C code that is refused a small block mostly looks at nothing, and crashes; it has these left where the limit refuses
+    the heap to grow. A large block, a tensor's, comes from the system, and its refusal is an error that can be handled.
+    """
+    symbols = _symbols()
+    take = _function(symbols, "malloc", ctypes.c_void_p, ctypes.c_size_t)
+    give = _function(symbols, "free", None, ctypes.c_void_p)
+    mallopt = _function(symbols, "mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
+    if allocator_name() == "glibc" and None not in (take, give, mallopt):
+        mallopt(M_TRIM_THRESHOLD, 3 * size // 2)  # it gives back what is more than that at its top
+        for block in [take(_SMALL_BYTES) for _ in range(size // _SMALL_BYTES)]:
+            give(block)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ondevice_trgl.device.allocator import (
     Heaps,
     blocks_apart,
     glibc_heaps,
+    keep_small,
     release_memory,
     set_tcmalloc_property,
     tcmalloc_property,
@@ -31,6 +32,8 @@ CODE_BYTES = 46_000_000
 """Library code that a training step touches, and that comes back into memory whenever it was given back."""
 CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
+_SMALL_BLOCKS_BYTES = 8 << 20
+"""Kept in the heap for blocks that C code cannot do without."""
 _KERNEL_UNTOUCHED = 0.85
 """Of what is mapped for the code of kernels."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
@@ -198,6 +201,7 @@ class DataLimit(_CpuLimit):
                 limit = min(limit, most)
         if not self._set:
             blocks_apart(True)
+            keep_small(_SMALL_BLOCKS_BYTES)
         self._resource.setrlimit(self._resource.RLIMIT_DATA, (limit, self._before[1]))
         self._set = True
 

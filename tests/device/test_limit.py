@@ -98,3 +98,16 @@ print(glibc_heaps().free)
     held, after = map(int, run_python(APP + source).split())
     assert held < 30 * MB
     assert (after > 250 * MB) == lifted
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+@pytest.mark.parametrize("choice", ["system", "glibc"])
+def test_small_blocks_are_had_where_the_limit_refuses_large_ones(choice: str, run_python: Callable[..., str]) -> None:
+    source = f"""
+tune({choice!r})
+limit = DataLimit()
+limit.set(1)
+small = [libc.malloc(60_000) for _ in range(100)]
+print(libc.malloc(3_000_000), small.count(None))
+"""
+    assert run_python(APP + source).split() == ["None", "0"]
