@@ -49,6 +49,9 @@ from ondevice_trgl.units import parse_size
 _LEAST_ROOM_BYTES = 220_000_000
 """What a process that plans needs at least beside this one."""
 
+_LEAST_LIMIT_BYTES = 32_000_000
+"""Under a limit that leaves less, an app cannot be expected to go on."""
+
 
 class Trainer:
     """Trains `model` module by module inside `config.budget`.
@@ -211,7 +214,8 @@ class Trainer:
         """What the pieces of `chain` take, measured within the budget. Raises BudgetInfeasibleError."""
         budget = stated_budget(self.config)
         try:
-            if meter.kind == "rss":
+            # with next to nothing left Python itself would crash, and no plan will fit: the planner says what would
+            if meter.kind == "rss" and budget - meter.current_bytes() > _LEAST_LIMIT_BYTES:
                 limit.set(budget)
             measure(chain, self.config, folder)
         except Exception as error:

@@ -24,7 +24,6 @@ _GLIBC_MOST_BYTES = 32 << 20
 """As far as glibc raises its own threshold as blocks are freed; it keeps twice that at the top of its heap."""
 _SMALL_BYTES = 64 << 10
 _LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
-_MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 _tuned = False
 """Whether the threshold was set for good."""
 
@@ -152,9 +151,8 @@ def glibc_heaps() -> Heaps | None:
     """The heaps of this process; None where malloc is another."""
     if allocator_name() != "glibc":
         return None
-    for name, kind in (("mallinfo2", ctypes.c_size_t), ("mallinfo", ctypes.c_uint)):  # glibc has the first since 2.33
-        fields = {"_fields_": [(field, kind) for field in _MALLINFO.split()]}
-        ask = _function(_symbols(), name, type("_Mallinfo", (ctypes.Structure,), fields))
+    for name, kind in (("mallinfo2", _Mallinfo2), ("mallinfo", _Mallinfo)):  # glibc has the first since 2.33
+        ask = _function(_symbols(), name, kind)
         if ask is not None:
             info = ask()
             return Heaps(int(info.arena + info.hblkhd), int(info.fordblks))
@@ -183,6 +181,20 @@ def tcmalloc_library() -> Path | None:
     names = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
     folders = ("usr/lib/*-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib")
     return next((path for name in names for folder in folders for path in Path("/").glob(f"{folder}/{name}")), None)
+
+
+_MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint) for name in _MALLINFO)
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
 
 
 class _DlInfo(ctypes.Structure):
