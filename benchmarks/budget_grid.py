@@ -88,7 +88,8 @@ def _outcome(ended: Ended, budget: int) -> dict[str, Any]:
             "outcome": "completed" if ended.status == 0 else "exceeded",
             "peak_bytes": record["measured_peak_bytes"],
             "predicted_peak_bytes": record["predicted_peak_bytes"],
-            "environment": record["environment"],
+            "environment": {name: record["environment"][name] for name in ("torch", "threads", "cpu", "platform")},
+            "allocator": record["environment"]["allocator"],
             "modules": record["plan"]["num_modules"],
             "micro_batch_sizes": sorted({module["micro_batch_size"] for module in record["modules"]}),
             "pressures": [

@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.device.allocator import blocks_handed_back, release_memory
-from ondevice_trgl.device.limit import limit_for
+from ondevice_trgl.device.allocator import release_memory
+from ondevice_trgl.device.limit import MemoryLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.device.tree import descendants_bytes, process_tree_rss
@@ -43,12 +43,15 @@ from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
 from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged
 from ondevice_trgl.setup.rehearse import Rehearsals
-from ondevice_trgl.setup.requests import PlanRequest
+from ondevice_trgl.setup.requests import PlanRequest, too_large
 from ondevice_trgl.setup.staging import measure, stage
 from ondevice_trgl.setup.steps import settled, staging_folder
 
 _LEAST_ROOM_BYTES = 220_000_000
 """What a process that plans needs at least beside this one."""
+
+_LEAST_LIMIT_BYTES = 32_000_000
+"""Under a limit that leaves less, an app cannot be expected to go on."""
 
 
 class Trainer:
@@ -80,7 +83,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.force = force
         self.device = device_named(self.config.device)
-        self._ask, self._allocator = ask, "system"
+        self._ask = ask
         self._pause = threading.Event()
         self._opened: Opened | None = None
         self._session: Session | None = None
@@ -107,7 +110,7 @@ class Trainer:
 
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
-        with self._process_kept() as meter:
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
                 return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
@@ -127,7 +130,7 @@ class Trainer:
         """
         self._pause.clear()
         started = time.perf_counter()
-        with self._process_kept() as meter:
+        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget
@@ -147,20 +150,10 @@ class Trainer:
             finally:
                 self._session, self._opened = None, opened
 
-    @contextlib.contextmanager
-    def _process_kept(self) -> Iterator[PeakMeter]:
-        """A meter, in a process that is as before afterwards."""
-        held = self.config.enforce and self.device.type == "cpu"
-        with (
-            global_state_kept(self.config.threads),
-            blocks_handed_back() if held else contextlib.nullcontext("system") as self._allocator,
-            meter_for(self.device) as meter,
-        ):
-            yield meter
-
-    def _record(self, config: TrainConfig, stated: str, why: str) -> RunRecord:
+    @staticmethod
+    def _record(config: TrainConfig, stated: str, why: str) -> RunRecord:
         """Of a run of this program's own, before its data is known; see `settled`."""
-        return RunRecord(config, {}, stated=stated, why_budget=why, allocator=self._allocator)
+        return RunRecord(config, {}, stated=stated, why_budget=why, allocator="system")
 
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
         RunDir.check(self.run_dir, force=self.force)
@@ -210,11 +203,13 @@ class Trainer:
 
     def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
         """The plan, made in this process: without a blueprint, or without room for another process."""
-        if not (folder / COSTS).is_file():
-            measure(chain, record.config, folder)
         release_memory()
         release_code_pages()
         limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
+        if not (folder / COSTS).is_file():
+            self._measured_here(chain, record.config, folder, meter, limit)
+        release_memory()
+        release_code_pages()
         rehearsals = Rehearsals(
             chain,
             record.config,
@@ -232,6 +227,24 @@ class Trainer:
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)
         finally:
             rehearsals.end()
+
+    def _measured_here(
+        self, chain: Chain, config: TrainConfig, folder: Path, meter: PeakMeter, limit: MemoryLimit
+    ) -> None:
+        """What the pieces of `chain` take, measured within the budget. Raises BudgetInfeasibleError."""
+        budget = stated_budget(config)
+        try:
+            # with next to nothing left Python itself would crash, and no plan will fit: the planner says what would
+            if meter.kind == "rss" and budget - meter.current_bytes() > _LEAST_LIMIT_BYTES:
+                limit.set(budget)
+            measure(chain, config, folder)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            limit.lift()  # saying what happened takes memory too
+            raise too_large(budget, meter.peak_bytes() + refused_bytes(error)) from error
+        finally:
+            limit.lift()
 
     def export(self, head: str | int = "best") -> nn.Module:
         """The trained network in eval mode, its weights loaded: the caller's own model, or what its callable makes.

@@ -1,16 +1,16 @@
 """The C allocator of this process: which one it is, give freed memory back, tune it. All of it through ctypes.
 
 Nothing happens on import. Where there is no such allocator (musl, macOS, Windows) every call does nothing.
-`set_mmap_threshold` changes the whole process: it is for a process that is ours, like the command line's. In an app
-that embeds the library, `blocks_handed_back` does it for the time that a training runs.
+`set_mmap_threshold` changes the whole process and cannot be undone: it is for a process that is ours, like the command
+line's. In an app that embeds the library, `blocks_apart` has it for as long as a limit holds, and then leaves glibc
+with the threshold that it comes to by itself.
 """
 
-import contextlib
 import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ M_ARENA_MAX = -8
 """Parameter numbers of glibc's mallopt."""
 
 MMAP_THRESHOLD_BYTES = 1 << 20
-_MOST_ADAPTED_BYTES = 32 << 20
-"""What glibc's own threshold grows to on 64-bit machines."""
+_GLIBC_MOST_BYTES = 32 << 20
+"""As far as glibc raises its own threshold as blocks are freed; it keeps twice that at the top of its heap."""
+_SMALL_BYTES = 64 << 10
 _LIBRARIES = ("tcmalloc", "jemalloc", "mimalloc")
+_tuned = False
+"""Whether the threshold was set for good."""
 
 
 def allocator_name() -> str:
@@ -106,20 +109,54 @@ def set_mmap_threshold(
     return all(result == 1 for result in taken)
 
 
-@contextlib.contextmanager
-def blocks_handed_back() -> Iterator[str]:
-    """As `tune` for glibc, in a program of somebody else's and for the time of the context; gives the choice it made.
+def blocks_apart(wanted: bool) -> None:
+    """Have glibc take large blocks from the system, for as long as a limit on what is mapped holds.
 
-    Kept blocks would count against RLIMIT_DATA for good. Afterwards glibc keeps blocks of up to 32 MiB, as its own
-    adaptation does in every process that has freed tensors of that size; back to adapting there is no way.
+    In its heap, small blocks that stay would keep the room of large ones mapped long after they are free: such room is
+    handed out again without being asked for, and no limit sees it. Where `tune` has seen to it, nothing.
     """
-    if not set_mmap_threshold(MMAP_THRESHOLD_BYTES):
-        yield "system"
-        return
-    try:
-        yield "glibc"
-    finally:
-        set_mmap_threshold(_MOST_ADAPTED_BYTES)
+    if not _tuned:
+        if wanted:
+            set_mmap_threshold(MMAP_THRESHOLD_BYTES)
+        else:
+            set_mmap_threshold(_GLIBC_MOST_BYTES, trim_threshold_bytes=2 * _GLIBC_MOST_BYTES)
+
+
+def keep_small(size: int) -> None:
+    """Have glibc keep `size` bytes for small blocks. To be called after `release_memory`, which gives them back.
+
+    C code that is refused a small block mostly looks at nothing, and crashes; it has these left where the limit refuses
+    the heap to grow. A large block, a tensor's, comes from the system, and its refusal is an error that can be handled.
+    """
+    symbols = _symbols()
+    take = _function(symbols, "malloc", ctypes.c_void_p, ctypes.c_size_t)
+    give = _function(symbols, "free", None, ctypes.c_void_p)
+    mallopt = _function(symbols, "mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
+    if allocator_name() == "glibc" and None not in (take, give, mallopt):
+        mallopt(M_TRIM_THRESHOLD, 3 * size // 2)  # it gives back what is more than that at its top
+        for block in [take(_SMALL_BYTES) for _ in range(size // _SMALL_BYTES)]:
+            give(block)
+
+
+@dataclass(frozen=True)
+class Heaps:
+    """Bytes that glibc's malloc has of the system."""
+
+    mapped: int
+    free: int
+    """Of those: it hands them out again without asking. After `release_memory` most of it is not in memory."""
+
+
+def glibc_heaps() -> Heaps | None:
+    """The heaps of this process; None where malloc is another."""
+    if allocator_name() != "glibc":
+        return None
+    for name, kind in (("mallinfo2", _Mallinfo2), ("mallinfo", _Mallinfo)):  # glibc has the first since 2.33
+        ask = _function(_symbols(), name, kind)
+        if ask is not None:
+            info = ask()
+            return Heaps(int(info.arena + info.hblkhd), int(info.fordblks))
+    return None
 
 
 def tune(choice: str) -> None:
@@ -131,8 +168,9 @@ def tune(choice: str) -> None:
     """
     if choice == "system":
         return
-    # one heap: in those of other threads holes stay
-    if set_mmap_threshold(MMAP_THRESHOLD_BYTES, max_arenas=1):
+    global _tuned
+    if set_mmap_threshold(MMAP_THRESHOLD_BYTES):
+        _tuned = True
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch looks when it first allocates
 
 
@@ -143,6 +181,20 @@ def tcmalloc_library() -> Path | None:
     names = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
     folders = ("usr/lib/*-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib")
     return next((path for name in names for folder in folders for path in Path("/").glob(f"{folder}/{name}")), None)
+
+
+_MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint) for name in _MALLINFO)
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
 
 
 class _DlInfo(ctypes.Structure):

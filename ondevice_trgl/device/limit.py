@@ -17,15 +17,25 @@ from typing import Protocol
 
 import torch
 
-from ondevice_trgl.device.allocator import set_tcmalloc_property, tcmalloc_property
+from ondevice_trgl.device.allocator import (
+    Heaps,
+    blocks_apart,
+    glibc_heaps,
+    keep_small,
+    release_memory,
+    set_tcmalloc_property,
+    tcmalloc_property,
+)
 from ondevice_trgl.device.pages import release_code_pages
 
 CODE_BYTES = 46_000_000
 """Library code that a training step touches, and that comes back into memory whenever it was given back."""
 CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
-_SMALL_BLOCKS_BYTES = 24_000_000
-"""Blocks of less than a megabyte that a step has at a time: so much of the holes in the heap may be filled again."""
+_SMALL_BLOCKS_BYTES = 8 << 20
+"""Kept in the heap for blocks that C code cannot do without."""
+_KERNEL_UNTOUCHED = 0.85
+"""Of what is mapped for the code of kernels."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 _WORDS = (
@@ -87,10 +97,7 @@ class MemoryLimit(Protocol):
         """Put back the limit that was there before the first `set`."""
 
     def calibrate(self) -> None:
-        """Look again at what counts and is not in memory: stacks of threads, holes in the heap. Not while set.
-
-        Call it where everything that is free was given back, and nothing large was asked for and not touched.
-        """
+        """Look again at what counts and is no memory that was asked for: threads that have started. Not while set."""
 
 
 class _CpuLimit(MemoryLimit):
@@ -162,28 +169,39 @@ class DataLimit(_CpuLimit):
         import resource
 
         self._resource, self._proc, self._set = resource, proc, False
-        self._first: int | None = None
         self._before: tuple[int, int] = resource.getrlimit(resource.RLIMIT_DATA)
         _start_threads()
         self.calibrate()
 
     def calibrate(self) -> None:
+        release_memory()
         memory = _memory(self._proc)
         self._files(memory)
-        untouched = max(0, memory["VmData"] - memory["RssAnon"])
-        if self._first is None:  # thread stacks, parts of the libraries' own data: asked for, and never touched
-            self._first = untouched
-        # and from then on holes in the heap, which grow: large blocks do not go there, small ones may again
-        self._untouched = max(min(self._first, untouched), untouched - _SMALL_BLOCKS_BYTES)
+        # thread stacks, parts of the libraries' own data: asked for, and never touched; what is free in the heap was
+        # touched before, and will be again
+        heaps = glibc_heaps() or Heaps(0, 0)
+        self._untouched = max(0, memory["VmData"] - memory["RssAnon"] - heaps.free)
+        self._beside_heaps = memory["VmData"] - heaps.mapped
+
+    def _never_touched(self, memory: dict[str, int]) -> int:
+        """Mapped, and no memory: as it was calibrated, and what was mapped since by others than malloc.
+
+        That is the code of kernels: oneDNN maps 256 KB for each, and writes a few of them.
+        """
+        heaps = glibc_heaps()
+        grown = 0 if heaps is None else max(0, memory["VmData"] - heaps.mapped - self._beside_heaps)
+        return self._untouched + int(_KERNEL_UNTOUCHED * grown)
 
     def set(self, budget_bytes: int) -> None:
         memory = _memory(self._proc)
         beside = self._files(memory) + memory["VmStk"]
-        untouched = min(self._untouched, max(0, memory["VmData"] - memory["RssAnon"]))  # holes close, threads end
-        limit = max(1, budget_bytes - beside + untouched)
+        limit = max(1, budget_bytes - beside + self._never_touched(memory))
         for most in self._before:
             if most != self._resource.RLIM_INFINITY:
                 limit = min(limit, most)
+        if not self._set:
+            blocks_apart(True)
+            keep_small(_SMALL_BLOCKS_BYTES)
         self._resource.setrlimit(self._resource.RLIMIT_DATA, (limit, self._before[1]))
         self._set = True
 
@@ -191,6 +209,7 @@ class DataLimit(_CpuLimit):
         if self._set:
             self._resource.setrlimit(self._resource.RLIMIT_DATA, self._before)
             self._set = False
+            blocks_apart(False)
 
 
 class CudaLimit(MemoryLimit):

@@ -105,7 +105,7 @@ class Budget:
 
     def between_modules(self) -> None:
         """Give back what is not in use, and see what the process has come to hold beside training."""
-        self.make_room(calibrate=True)
+        self.make_room()
         self._grown = 0
         self.look_at_growth(self._at_start)
 
@@ -128,8 +128,8 @@ class Budget:
         self.limit.lift()
         self.hands.close()
 
-    def make_room(self, *, calibrate: bool = False) -> None:
-        """Give back everything that is not in use, then set the limit anew; `calibrate` where no module is loaded."""
+    def make_room(self) -> None:
+        """Give back everything that is not in use, then set the limit anew."""
         self.limit.lift()  # giving back takes a little itself, and may be called for where there is nothing left
         gc.collect()
         self.hands.do(self._leftovers.drop)
@@ -137,8 +137,6 @@ class Budget:
             self._leftovers = self.hands.do(Leftovers)
         release_memory()
         release_code_pages()
-        if calibrate:
-            self.limit.calibrate()
         self.enforce()
 
     def attempt(self, work: Callable[[], T], what: str) -> T:

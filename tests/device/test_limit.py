@@ -1,6 +1,43 @@
 """What a refusal of memory says."""
 
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from ondevice_trgl.device import allocator
 from ondevice_trgl.device.limit import refused_bytes
+
+GLIBC = sys.platform.startswith("linux") and allocator.allocator_name() == "glibc"
+NOT_GLIBC = "needs glibc's own malloc"
+MB = 1_000_000
+
+# An app with a history: blocks of `size` were taken and freed, but for the last, so that the heap cannot shrink.
+APP = """
+import ctypes, mmap, resource
+from pathlib import Path
+from ondevice_trgl.device.allocator import glibc_heaps, tune
+from ondevice_trgl.device.limit import DataLimit, _memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def use(size, count):
+    blocks = [libc.malloc(size) for _ in range(count)]
+    pin = libc.malloc(size)
+    for block in blocks:
+        libc.memset(block, 1, size)
+        libc.free(block)
+
+def memory():
+    return _memory(Path("/proc/self"))
+
+def room(limit, budget):
+    # how much more can be taken from the system
+    limit.set(budget)
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] - memory()["VmData"]
+"""
 
 
 def test_how_much_was_refused_is_read_from_what_an_error_came_from() -> None:
@@ -11,3 +48,66 @@ def test_how_much_was_refused_is_read_from_what_an_error_came_from() -> None:
     outer.__cause__ = refused
     assert refused_bytes(refused) == refused_bytes(outer) == 411_041_792
     assert refused_bytes(MemoryError()) == refused_bytes(None) == 0
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+def test_what_is_free_in_the_heap_counts_as_it_can_be_used_again(run_python: Callable[..., str]) -> None:
+    source = """
+use(60_000, 4000)
+limit, held = DataLimit(), memory()
+budget = held["RssAnon"] + held["RssFile"] + 300_000_000
+print(glibc_heaps().free, room(limit, budget))
+"""
+    free, room = map(int, run_python(APP + source).split())
+    assert free > 200 * MB, "the heap shrank: the test proves nothing"
+    assert free + room <= 300 * MB
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+def test_what_others_map_and_do_not_touch_costs_little_and_what_malloc_takes_all(
+    run_python: Callable[..., str],
+) -> None:
+    source = """
+limit, budget = DataLimit(), 2_000_000_000
+print(room(limit, budget))
+code = mmap.mmap(-1, 100_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print(room(limit, budget))
+block = libc.malloc(100_000_000)
+print(room(limit, budget))
+"""
+    before, mapped, taken = map(int, run_python(APP + source).split())
+    assert 5 * MB < before - mapped < 25 * MB
+    assert mapped - taken > 95 * MB
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+@pytest.mark.parametrize(("choice", "lifted"), [("system", True), ("glibc", False)])
+def test_large_blocks_stay_out_of_the_heap_while_a_limit_is_set(
+    choice: str, lifted: bool, run_python: Callable[..., str]
+) -> None:
+    source = f"""
+tune({choice!r})
+limit = DataLimit()
+limit.set(4_000_000_000)
+use(3_000_000, 100)
+print(glibc_heaps().free)
+limit.lift()
+use(3_000_000, 100)
+print(glibc_heaps().free)
+"""
+    held, after = map(int, run_python(APP + source).split())
+    assert held < 30 * MB
+    assert (after > 250 * MB) == lifted
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+@pytest.mark.parametrize("choice", ["system", "glibc"])
+def test_small_blocks_are_had_where_the_limit_refuses_large_ones(choice: str, run_python: Callable[..., str]) -> None:
+    source = f"""
+tune({choice!r})
+limit = DataLimit()
+limit.set(1)
+small = [libc.malloc(60_000) for _ in range(100)]
+print(libc.malloc(3_000_000), small.count(None))
+"""
+    assert run_python(APP + source).split() == ["None", "0"]

@@ -13,15 +13,17 @@ from ondevice_trgl import (
     RunState,
     TrainConfig,
     jobs,
+    trainer,
 )
 from ondevice_trgl.config import Workload
+from ondevice_trgl.device.limit import NoLimit
 from ondevice_trgl.device.meter import PeakMeter, own_peak_rss
 from ondevice_trgl.errors import ProcessDiedError
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, resume_job
 from ondevice_trgl.report.model import read_report
 from ondevice_trgl.run.run_dir import RunDir
-from ondevice_trgl.setup import helper, steps
+from ondevice_trgl.setup import helper, staging, steps
 from ondevice_trgl.setup.steps import set_up, staging_folder
 from tests.asked_here import ask_here, plan_job, train_job
 
@@ -288,3 +290,43 @@ def test_a_process_that_crashes_however_much_there_is_is_no_refusal(tmp_path: Pa
     with pytest.raises(ProcessDiedError, match="status -11"):
         jobs.train_job(job(tmp_path / "run", budget="100MB"), ask=Crashing(10**15, 0))
     assert entries(tmp_path) == []
+
+
+class Watched(NoLimit):
+    """A limit that remembers whether it is set."""
+
+    held: int | None = None
+
+    def set(self, budget_bytes: int) -> None:
+        self.held = budget_bytes
+
+    def lift(self) -> None:
+        self.held = None
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_an_app_without_room_for_a_second_process_measures_within_its_budget(
+    lacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, seen = Watched(), []
+
+    def measure(*args: Any) -> None:
+        seen.append(limit.held)
+        if lacks:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 70000000000 bytes.")
+        staging.measure(*args)
+
+    monkeypatch.setattr(trainer, "_LEAST_ROOM_BYTES", 10**15)
+    monkeypatch.setattr(trainer, "limit_for", lambda device: limit)
+    monkeypatch.setattr(trainer, "measure", measure)
+    data = torch.utils.data.TensorDataset(torch.randn(12, 1, 8, 8), torch.arange(12) % 3)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    app = trainer.Trainer(model, TrainConfig(budget=64 * 10**9, batch_size=4, threads=1), run_dir=tmp_path / "run")
+    if lacks:
+        with pytest.raises(BudgetInfeasibleError) as caught:
+            app.plan(data)
+        assert caught.value.smallest_feasible_budget_bytes > 70 * 10**9
+    else:
+        assert app.plan(data).num_modules >= 1
+    assert seen == [64 * 10**9]
+    assert limit.held is None
