@@ -224,6 +224,7 @@ def _function(symbols: ctypes.CDLL | None, name: str, result: Any, *arguments: A
     return function
 
 
+@functools.cache  # asked before every step
 def _library_of(symbols: ctypes.CDLL, symbol: str) -> str:
     """File name of the library that provides `symbol`; empty where that cannot be told."""
     dladdr = _function(symbols, "dladdr", ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_DlInfo))

@@ -1,5 +1,6 @@
 """The memory cgroups (v1 or v2) that hold this process: their limit, what they counted, how long work waited."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,14 @@ class Watch:
 
 def _limits(proc: Path, sys: Path) -> list[tuple[Path, int]]:
     """Each limit that applies, with the folder that it is of."""
-    found = [(folder, _number(folder / name)) for folder in _folders(proc, sys) for name in _LIMITS]
+    found = [(path.parent, _number(path)) for path in _limit_files(_groups(proc), sys)]
     return [(folder, limit) for folder, limit in found if limit is not None and 0 < limit < _UNLIMITED]
+
+
+@functools.lru_cache(maxsize=8)  # asked before every step
+def _limit_files(groups: tuple[str, ...], sys: Path) -> list[Path]:
+    paths = [folder / name for folder in _folders_of(groups, sys) for name in _LIMITS]
+    return [path for path in paths if path.is_file()]
 
 
 def _in_use(folder: Path) -> int:
@@ -87,8 +94,16 @@ def _in_use(folder: Path) -> int:
 
 def _folders(proc: Path, sys: Path) -> list[Path]:
     """Of the memory controller: this process's group and those around it, up to the root."""
+    return _folders_of(_groups(proc), sys)
+
+
+def _groups(proc: Path) -> tuple[str, ...]:
+    return tuple(_lines(proc / "self" / "cgroup"))
+
+
+def _folders_of(groups: tuple[str, ...], sys: Path) -> list[Path]:
     folders = []
-    for line in _lines(proc / "self" / "cgroup"):
+    for line in groups:
         _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
         if controllers == "":
             root = sys

@@ -94,7 +94,8 @@ class Stepper:
         try:
             return self._step(source, indices, lr)
         finally:
-            self._budget.enforce()  # what is refused between two steps cannot be tried again
+            if self._budget.is_tight:
+                self._budget.enforce()  # what is refused between two steps cannot be tried again
 
     def _step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
         if self._between and self._budget.looks_at_growth():  # before anything is refused: not all code stands that
