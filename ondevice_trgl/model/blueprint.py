@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError, PartitionError
-from ondevice_trgl.model.store import evicted, shape_of, state_of
+from ondevice_trgl.model.graph import BATCHES
+from ondevice_trgl.model.modes import Modes
+from ondevice_trgl.model.store import evicted, shape_of
 from ondevice_trgl.model.trace import Chain, chain_from
 
 _LAYERS = "torch.nn.modules."
@@ -45,19 +47,17 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
     layers = {}
     for node in chain.graph.nodes:
         if node.op == "call_module" and node.target not in layers:
-            layers[str(node.target)] = _layer(chain.model.get_submodule(str(node.target)), str(node.target), names)
+            layers[str(node.target)] = _layer(chain.root.get_submodule(str(node.target)), str(node.target), names)
     constants = {}
     for node in chain.graph.nodes:
         if node.op == "get_attr" and node.target != "training":
-            value = operator.attrgetter(str(node.target))(chain.model)
-            owned = {name for name, _ in [*chain.model.named_parameters(), *chain.model.named_buffers()]}
-            if not isinstance(value, Tensor) or node.target not in owned or node.target not in state_of(chain.model):
-                raise NoBlueprint(f"{node.target} is a constant of the trace")
+            value = operator.attrgetter(str(node.target))(chain.root)
             constants[str(node.target)] = _tensor(value, str(node.target), names)
     return {
         "layers": layers,
         "constants": constants,
         "nodes": [_node(node) for node in chain.graph.nodes],
+        "modes": chain.modes.kept,
         "in_shape": list(chain.in_shape),
         "in_dtype": _name_of(chain.in_dtype),
         "segment_names": [[segment.name, list(segment.ends)] for segment in chain.segments],
@@ -110,6 +110,7 @@ def _node(node: fx.Node) -> dict[str, Any]:
         "kwargs": {name: _plain(value, node.name) for name, value in node.kwargs.items()},
         "shape": list(node.meta["shape"]) if "shape" in node.meta else None,
         "dtype": _name_of(node.meta["dtype"]) if "dtype" in node.meta else None,
+        "rows": node.meta.get("rows", False),
     }
 
 
@@ -212,10 +213,13 @@ class _Builder:
             if node["shape"] is not None:
                 made.meta["shape"] = tuple(node["shape"])
                 made.meta["dtype"] = _dtype(node["dtype"])
+                made.meta["rows"] = bool(node.get("rows", made.meta["shape"][:1] == BATCHES[:1]))
             self.nodes[node["name"]] = made
         names = [(name, tuple(ends)) for name, ends in self.record["segment_names"]]
         dtype = _dtype(self.record["in_dtype"])
-        return chain_from(self.root, graph, tuple(map(int, self.record["in_shape"])), dtype, names)
+        shape = tuple(map(int, self.record["in_shape"]))
+        modes = Modes({path: bool(mode) for path, mode in self.record.get("modes", {}).items()})
+        return chain_from(self.root, self.root, graph, modes, shape, dtype, names)
 
     def _holder(self, path: str) -> tuple[nn.Module, str]:
         *parts, name = path.split(".")

@@ -1,147 +1,257 @@
-"""The graph of a network, traced with torch.fx, and the shapes in it.
+"""The graph of a network: what several recorded passes have in common, and by what they differ.
 
-The trace is symbolic, so it costs no activation memory, keeps every parameter and its name, and needs no import that
-`import torch` has not made already (torch.export would add `torch._dynamo` and sympy: 90 MB).
+One pass each in eval and train mode, at two batch sizes. The calls must be the same; where an argument differs by the
+batch size it becomes an expression of that, where it differs by the mode it follows the mode. A module that does
+something else each time, or what no list of calls can say, is kept whole: one call. Where that is the network itself,
+it is refused with the line. Nothing is imported for this (torch.export would add `torch._dynamo` and sympy: 90 MB).
 """
 
-import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.errors import PartitionError, TrglError
+from ondevice_trgl.model.calls import is_users
 from ondevice_trgl.model.inplace import changes_its_input
+from ondevice_trgl.model.modes import Modes
+from ondevice_trgl.model.output import logits_of
+from ondevice_trgl.model.recording import Recorder, Ref, Step, Untraceable, refs_in
+from ondevice_trgl.model.untouched import untouched
+
+BATCHES = (2, 3)
+_MOST_LEAVES = 256
+_KEPT_WHOLE = "put that into a submodule of its own, which is then kept whole"
 
 
-class _Tracer(fx.Tracer):
-    """Modules without children are leaves, so that they keep their own idea of train and eval mode."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
+Key = tuple[bool, int]
+"""(train mode, batch size) of a pass."""
 
 
-class _Shapes(fx.Interpreter):
-    """Notes the shape and dtype of every tensor of one real forward pass, freeing each as soon as it is used up."""
+@dataclass(frozen=True)
+class Traced:
+    """A network's graph, with one placeholder.
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
-        return result
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every layer in the mode, train or eval, that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def graph_of(model: nn.Module) -> fx.Graph:
-    """The graph of `model`, whose one placeholder is its input. Raises PartitionError where it cannot be traced."""
-    try:
-        with _modes_kept(model):
-            model.eval()
-            evaluating = _Tracer().trace(model)
-            model.train()
-            graph = _Tracer().trace(model)
-    except Exception as error:  # whatever the user's forward raises under symbolic values
-        raise PartitionError(
-            f"{type(model).__name__} cannot be traced: {_where(error)}{error}",
-            hint="keep data-dependent control flow inside a leaf module (one without child modules)",
-        ) from error
-    _follow_the_mode(model, graph, evaluating)
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and (node.users or not node.args)]
-    if len(inputs) != 1:
-        names = ", ".join(str(node.target) for node in inputs)
-        raise PartitionError(
-            f"{type(model).__name__}.forward takes {len(inputs)} inputs ({names}), expected one",
-            hint="wrap the network so that it takes one tensor",
-        )
-    modules = dict(model.named_modules())
-    kept = ("placeholder", "output", "call_module")
-    graph.eliminate_dead_code(lambda node: node.op in kept or changes_its_input(node, modules))
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node is not inputs[0]:
-            graph.erase_node(node)  # an optional input that the network does not look at
-    return graph
-
-
-def _follow_the_mode(model: nn.Module, graph: fx.Graph, evaluating: fx.Graph) -> None:
-    """Make what `forward` reads from `self.training` follow the mode: a trace fixes it to that of the moment.
-
-    `graph` was traced in train mode, `evaluating` in eval mode. Raises PartitionError where they differ by more.
+    Nodes that are tensors have `meta["shape"]`, at a batch of 2, and `meta["rows"]`: whether the first axis is the
+    batch. `constants` are tensors that the network uses and does not hold, by the target that reads them.
     """
 
-    def unlike() -> PartitionError:
-        return PartitionError(
-            f"{type(model).__name__} computes something else in train mode than in eval mode",
-            hint="keep what depends on self.training inside a leaf module (one without child modules)",
-        )
-
-    if len(graph.nodes) != len(evaluating.nodes):
-        raise unlike()
-    mode: fx.Node | None = None
-    twins: dict[fx.Node, fx.Node] = {}  # from `evaluating` to `graph`
-    for node, other in zip(list(graph.nodes), evaluating.nodes, strict=True):
-        twins[other] = node
-        if node.op == "get_attr" and other.op == "get_attr" and _is_same_constant(model, node, other):
-            continue
-        values, others = [*node.args, *node.kwargs.values()], [*other.args, *other.kwargs.values()]
-        same_call = (node.op, node.target, list(node.kwargs)) == (other.op, other.target, list(other.kwargs))
-        if not same_call or len(values) != len(others):
-            raise unlike()
-        for i, (value, twin) in enumerate(zip(values, others, strict=True)):
-            if value is True and twin is False:
-                if mode is None:
-                    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-                        mode = graph.get_attr("training")
-                values[i] = mode
-            elif str(value) != str(fx.map_arg(twin, twins.__getitem__)):
-                raise unlike()
-        node.args = tuple(values[: len(node.args)])
-        node.kwargs = dict(zip(node.kwargs, values[len(node.args) :], strict=True))
+    graph: fx.Graph
+    constants: dict[str, Tensor]
 
 
-def _is_same_constant(model: nn.Module, node: fx.Node, other: fx.Node) -> bool:
-    """Tensors that `forward` makes are stored anew by each trace."""
-    one, two = (operator.attrgetter(str(n.target))(model) for n in (node, other))
-    if one is two:  # a parameter: nothing to read
-        return isinstance(one, Tensor)
-    return isinstance(one, Tensor) and isinstance(two, Tensor) and torch.equal(one, two)
+def graph_of(model: nn.Module, example: Tensor, modes: Modes) -> Traced:
+    """The graph of `model` from forward passes on `example`, a batch of at least one sample.
+
+    The model is left as it was. Memory: that of a forward pass at a batch of 3. Raises PartitionError where the model
+    cannot be traced or does not accept the input.
+    """
+    leaves: set[str] = set()
+    keys = [(training, size) for training in (False, True) for size in BATCHES]
+    while True:
+        try:
+            runs = {key: _run(model, example, leaves, modes, key) for key in keys}
+            graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
+            return Traced(graph, runs[keys[-1]].constants)
+        except Untraceable as reason:
+            if not reason.path or reason.path in leaves or len(leaves) == _MOST_LEAVES:
+                where = f" in {reason.path}" if reason.path else ""
+                raise PartitionError(
+                    f"{type(model).__name__} cannot be traced: {reason.line}it {reason.reason}{where}", hint=_KEPT_WHOLE
+                ) from None
+            leaves.add(reason.path)
 
 
-def _where(error: BaseException) -> str:
-    """File and line of the user's own frame that stopped the trace."""
-    place = ""
-    traceback = error.__traceback__
+def rows(example: Tensor, size: int) -> Tensor:
+    """A batch of `size` samples out of those of `example`, as a copy."""
+    return example[torch.arange(size) % len(example)].clone()
+
+
+def _run(model: nn.Module, example: Tensor, leaves: set[str], modes: Modes, key: Key) -> Recorder:
+    recorder, batch = Recorder(model, leaves), rows(example, key[1])
+    with untouched(model):
+        modes.apply(model, training=key[0])
+        try:
+            output = recorder.run(batch)
+        except TrglError:
+            raise
+        except Exception as error:  # whatever the user's forward raises: its own code ran, on a real batch
+            raise _refused(model, batch, error) from error
+    recorder.output(logits_of(output, type(model).__name__))
+    return recorder
+
+
+def _refused(model: nn.Module, batch: Tensor, error: Exception) -> PartitionError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    place, traceback = "", error.__traceback__
     while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if "/torch/" not in file and not file.startswith("<") and file != __file__:
-            place = f"{file}:{traceback.tb_lineno}: "
+        if is_users(traceback.tb_frame):
+            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: "
         traceback = traceback.tb_next
-    return place
+    return PartitionError(
+        f"{type(model).__name__} does not accept an input of shape {tuple(batch.shape)}: {place}{reason}",
+        hint="check the number of channels and the image size that the network expects",
+    )
 
 
-def note_shapes(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> None:
-    """Give every node its `meta["shape"]` and `meta["dtype"]`: one forward pass in eval mode without gradients.
+def _live(steps: Sequence[Step], model: nn.Module) -> list[Step]:
+    """The steps that the output comes from, and those that change something; numbered anew."""
+    modules = dict(model.named_modules())
+    wanted: set[int] = set()
+    for index in reversed(range(len(steps))):
+        step = steps[index]
+        kept = step.op in ("placeholder", "output", "call_module") or changes_its_input(step, modules)
+        if kept or index in wanted:
+            wanted.add(index)
+            wanted.update(ref.index for ref in refs_in((step.args, step.kwargs)))
+    numbers = {index: number for number, index in enumerate(sorted(wanted))}
 
-    Raises PartitionError where the network does not accept the input.
-    """
-    try:
-        with _modes_kept(model), torch.no_grad():
-            model.eval()
-            _Shapes(model, graph=graph).run(example_input.clone())
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PartitionError(
-            f"{type(model).__name__} does not accept an input of shape {tuple(example_input.shape)}: {reason}",
-            hint="check the number of channels and the image size that the network expects",
-        ) from error
+    def renumbered(value: Any) -> Any:
+        return _mapped(value, lambda part: Ref(numbers[part.index]) if isinstance(part, Ref) else part)
+
+    return [replace(steps[i], args=renumbered(steps[i].args), kwargs=renumbered(steps[i].kwargs)) for i in numbers]
+
+
+class _Merger:
+    """Several recordings of one network as one graph."""
+
+    def __init__(self, model: nn.Module, runs: Mapping[Key, list[Step]]) -> None:
+        self._name, self._runs = type(model).__name__, runs
+        self._graph = fx.Graph()
+        self._nodes: list[fx.Node] = []
+        self._made: dict[Any, fx.Node] = {}
+        self._stacks: list[tuple[tuple[str, type], ...]] = []
+        self._line = ""
+
+    def graph(self) -> fx.Graph:
+        """The graph. Raises Untraceable where the recordings differ by more than a graph can say."""
+        for steps in zip(*self._runs.values(), strict=False):
+            self._stacks, self._line = [step.stack for step in steps], steps[-1].line
+            if any((step.op, step.target) != (steps[0].op, steps[0].target) for step in steps):
+                raise self._differs([(step.op, step.target) for step in steps])
+            self._nodes.append(self._node(steps))
+        lengths = [len(run) for run in self._runs.values()]
+        if len(set(lengths)) > 1:
+            raise self._differs(lengths)
+        for node in reversed(list(self._graph.nodes)):
+            if not node.users and node in self._made.values():
+                self._graph.erase_node(node)
+        return self._graph
+
+    def _node(self, steps: Sequence[Step]) -> fx.Node:
+        args = self._unified([step.args for step in steps])
+        kwargs = self._unified([step.kwargs for step in steps])
+        step, other = steps[-2], steps[-1]  # in train mode
+        if step.op == "output":
+            end: fx.Node = self._graph.output(args[0])
+            return end
+        node = self._graph.create_node(step.op, step.target, args, kwargs)
+        self._note(node, step, other)
+        if step.cut_off and step.shape is not None:  # made without gradients: here, cut off from them
+            node = self._graph.call_method("detach", (node,))
+            self._note(node, step, other)
+        return node
+
+    @staticmethod
+    def _note(node: fx.Node, step: Step, other: Step) -> None:
+        node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in step.stack if path}
+        node.meta["line"] = step.line
+        if step.shape is not None and other.shape is not None:
+            node.meta["shape"], node.meta["dtype"] = step.shape, step.dtype
+            node.meta["rows"] = (step.shape[:1], other.shape[:1]) == ((BATCHES[0],), (BATCHES[1],))
+
+    def _unified(self, values: Sequence[Any]) -> Any:
+        """One argument out of those of all passes."""
+        first = values[0]
+        if any(type(value) is not type(first) for value in values):
+            return self._by_mode(values)
+        if isinstance(first, Ref):
+            if len(set(values)) > 1:
+                raise self._differs(values)
+            return self._nodes[first.index]
+        if isinstance(first, slice):
+            return slice(*(self._unified([getattr(v, part) for v in values]) for part in ("start", "stop", "step")))
+        if isinstance(first, tuple | list):
+            if len({len(value) for value in values}) > 1:
+                raise self._differs([len(value) for value in values])
+            items = [self._unified(parts) for parts in zip(*values, strict=True)]
+            return tuple(items) if isinstance(first, tuple) else items
+        if isinstance(first, dict):
+            if any(list(value) != list(first) for value in values):
+                raise self._differs(values)
+            return {name: self._unified([value[name] for value in values]) for name in first}
+        if isinstance(first, torch.device):
+            return self._of_input(getattr, "device") if all(v == first for v in values) else self._differing(values)
+        if all(value == first for value in values):
+            return first
+        if isinstance(first, int) and not isinstance(first, bool):
+            return self._by_batch(values)
+        return self._by_mode(values)
+
+    def _differing(self, values: Sequence[Any]) -> Any:
+        raise self._differs(values)
+
+    def _by_batch(self, values: Sequence[int]) -> Any:
+        """A whole number that depends on the batch size: as a multiple of it, and a rest."""
+        small, large = values[0], values[1]
+        if list(values) != [small, large, small, large]:
+            return self._by_mode(values)
+        slope = (large - small) // (BATCHES[1] - BATCHES[0])
+        size = self._of_input("size", 0)
+        rest = small - slope * BATCHES[0]
+        if slope != 1:
+            size = self._once(("times", slope), lambda: self._graph.call_function(operator.mul, (size, slope)))
+        if rest:
+            size = self._once(("plus", slope, rest), lambda: self._graph.call_function(operator.add, (size, rest)))
+        return size
+
+    def _by_mode(self, values: Sequence[Any]) -> Any:
+        """A constant that is one in eval mode and another in train mode."""
+        evaluating, training = values[0], values[2]
+        plain = all(value is None or isinstance(value, bool | int | float | str) for value in values)
+        if not plain or values[1] != evaluating or values[3] != training:
+            raise self._differs(values)
+        mode = self._once("training", lambda: self._graph.get_attr("training"))
+        if (evaluating, training) == (False, True):
+            return mode
+        key = ("mode", repr(evaluating), repr(training))
+        return self._once(key, lambda: self._graph.call_function(operator.getitem, ((evaluating, training), mode)))
+
+    def _of_input(self, how: Any, what: Any) -> fx.Node:
+        """What is read from the input itself."""
+        start = self._nodes[0]
+        kind = "call_method" if isinstance(how, str) else "call_function"
+        return self._once((how, what), lambda: self._graph.create_node(kind, how, (start, what)))
+
+    def _once(self, key: Any, make: Any) -> fx.Node:
+        if key not in self._made:
+            with self._graph.inserting_after(next(iter(reversed(self._made.values())), self._nodes[0])):
+                self._made[key] = make()
+        return self._made[key]
+
+    def _differs(self, values: Sequence[Any]) -> Untraceable:
+        """`values` are those of the passes, in order."""
+        by_mode = repr(values[0]) == repr(values[1]) and repr(values[2]) == repr(values[3])
+        if by_mode:
+            reason = "computes something else in train mode than in eval mode"
+        else:
+            reason = "computes something else for another number of samples"
+        common = ""
+        for entries in zip(*self._stacks, strict=False):
+            if len({path for path, _ in entries}) > 1:
+                break
+            common = entries[0][0]
+        return Untraceable(reason, common, self._line)
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(item, change) for item in value)
+    if isinstance(value, dict):
+        return {name: _mapped(item, change) for name, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_mapped(part, change) for part in (value.start, value.stop, value.step)))
+    return change(value)

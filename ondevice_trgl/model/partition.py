@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
@@ -14,12 +14,26 @@ from ondevice_trgl.model.residual import Residual
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
 
+NET = "net"
+"""Where a graph module holds the network's layers: none of their names can be one of its own then."""
+
 
 class PlainGraphModule(fx.GraphModule):
-    """A graph module whose errors pass as they are.
+    """A graph module of a network's layers, whose errors pass as they are.
 
     torch.fx would print each to stderr, and to do so import torch._dynamo: 73 MB, just when memory was refused.
     """
+
+    state_prefix = f"{NET}."
+    kept: tuple[tuple[nn.Module, bool], ...] = ()
+    """Layers that keep to one mode, train or eval, and which it is."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or eval mode, but for the layers that keep to one."""
+        super().train(mode)
+        for layer, kept in self.kept:
+            layer.training = kept
+        return self
 
     def recompile(self) -> PythonCode:
         code = super().recompile()
@@ -30,7 +44,7 @@ class PlainGraphModule(fx.GraphModule):
 class LocalModule(PlainGraphModule):
     """Consecutive segments of a network as one module (B, *in_shape) -> (B, *out_shape).
 
-    Shares the network's parameters and buffers under their own names.
+    Shares the network's parameters and buffers, under their own names behind "net.".
     """
 
     label: str
@@ -48,15 +62,20 @@ class LocalModule(PlainGraphModule):
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
 
+        def copied(node: fx.Node) -> fx.Node:
+            copy = copies[node] = graph.node_copy(node, copy_of)
+            if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
+                copy.target = f"{NET}.{node.target}"
+            return copy
+
         def copy_of(node: fx.Node) -> fx.Node:
-            if node not in copies and node.op == "get_attr":  # constants are fetched where they are used
-                copies[node] = graph.node_copy(node, copy_of)
-            return copies[node]
+            return copied(node) if node not in copies and node in chain.fetched else copies[node]
 
         nodes = [node for segment in segments for node in segment.nodes]
         if start:
             before = chain.segments[start - 1]
-            copies[before.output] = graph.placeholder("boundary")
+            boundary = copies[before.output] = graph.placeholder("boundary")
+            copies[chain.segments[0].nodes[0]] = boundary  # whose batch size and device it has
             in_shape = before.out_shape
         else:
             in_shape = chain.in_shape
@@ -64,7 +83,7 @@ class LocalModule(PlainGraphModule):
         stretches = []
         for segment in segments:
             for node in segment.nodes:
-                copies[node] = graph.node_copy(node, copy_of)
+                copied(node)
                 if node.op == "placeholder":
                     entry = copies[node]
             shape_in = chain.segments[segment.index - 1].out_shape if segment.index else chain.in_shape
@@ -72,11 +91,16 @@ class LocalModule(PlainGraphModule):
                 stretches.append((entry, copies[segment.output]))
             entry = copies[segment.output]
         graph.output(copies[nodes[-1]])
-        module = cls(chain.model, graph, class_name="LocalModule")
+        holder = nn.Module()
+        holder.add_module(NET, chain.root)
+        module = cls(holder, graph, class_name="LocalModule")
+        inside = {id(layer) for layer in module.modules()}
+        layers = ((layer, chain.modes.kept.get(path)) for path, layer in chain.root.named_modules())
+        module.kept = tuple((layer, mode) for layer, mode in layers if mode is not None and id(layer) in inside)
         module.label = _label(segments)
         module.in_shape, module.out_shape = in_shape, segments[-1].out_shape
         module.branches = tuple(
-            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm)
+            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm and f"{NET}.{r.norm}")
             for segment in segments
             for r in segment.residuals
             if r.branch in copies and r.shortcut in copies
@@ -164,7 +188,7 @@ def even_bounds(chain: Chain, count: int) -> tuple[int, ...]:
 
 def _load(chain: Chain, segment: Segment) -> float:
     names = {str(node.target) for node in segment.nodes if node.op == "call_module"}
-    parameters = parameter_count(*map(chain.model.get_submodule, names))
+    parameters = parameter_count(*map(chain.root.get_submodule, names))
     elements = 0
     for node in segment.nodes:
         size = 1

@@ -4,6 +4,7 @@ The branch r of `out = shortcut + r` carries the transport cost (arXiv 2309.1735
 """
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,7 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
     return found
 
 
-def is_weighted(node: fx.Node, modules: dict[str, nn.Module], model: nn.Module) -> bool:
+def is_weighted(node: fx.Node, modules: Mapping[str, nn.Module], model: nn.Module) -> bool:
     """Whether the node multiplies by a trained matrix or kernel (a norm's scale does not count)."""
     if node.op == "call_module":
         return any(len(shape_of(parameter)) >= 2 for parameter in modules[str(node.target)].parameters())

@@ -19,11 +19,30 @@ from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tenso
 _SHAPE = "_evicted_shape"
 
 
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that `module` holds, with its name: parameters, buffers, and plain attributes of its layers.
+
+    One that is held in two places comes twice.
+    """
+    for prefix, layer in module.named_modules():
+        for name, value in (*layer._parameters.items(), *layer._buffers.items(), *layer.__dict__.items()):
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}" if prefix else name, value
+
+
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, each tensor once, without copies."""
-    names = set(module.state_dict(keep_vars=True))
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor for name, tensor in named if name in names}
+    """What is saved, loaded and evicted of a module: `tensors_of` by name, each tensor once, without copies.
+
+    A local module's are named as in its network.
+    """
+    first = getattr(module, "state_prefix", "")
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in tensors_of(module):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name.removeprefix(first)] = tensor
+    return state
 
 
 class ModuleStore:

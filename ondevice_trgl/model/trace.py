@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import PartitionError
-from ondevice_trgl.model.graph import graph_of, note_shapes
+from ondevice_trgl.model.fetched import fetched, uses
+from ondevice_trgl.model.graph import BATCHES, graph_of
+from ondevice_trgl.model.inplace import writers
+from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.residual import Residual, find_residuals, is_weighted
+from ondevice_trgl.model.unwrap import check_tensors, unwrapped
 
 Shape = tuple[int, ...]
 
@@ -38,7 +42,13 @@ class Chain:
     """A traced network: `segments` composed in order are the network."""
 
     model: nn.Module
+    """The user's own, or what a blueprint says."""
+    root: nn.Module
+    """What the graph's targets name: the layers and tensors of `model`, and constants that `forward` uses."""
     graph: fx.Graph
+    fetched: frozenset[fx.Node]
+    """Nodes that every segment computes for itself where it uses them."""
+    modes: Modes
     in_shape: Shape
     """Of one sample."""
     in_dtype: torch.dtype
@@ -50,29 +60,39 @@ class Chain:
 def trace(model: nn.Module, example_input: Tensor) -> Chain:
     """The chain of `model`. `example_input` is a batch (B, ...) of at least one sample; B is not baked in.
 
-    Runs one forward pass in eval mode without gradients. Raises PartitionError where the network cannot be traced,
-    takes or returns something other than one tensor, or does not accept the input.
+    Runs forward passes without a backward pass, and leaves the model as it was. Memory: that of a forward pass of three
+    samples. Raises PartitionError where the network cannot be traced, takes or returns something other than one
+    tensor, or does not accept the input.
     """
-    graph = graph_of(model)
-    note_shapes(model, graph, example_input)
-    output = next(node for node in graph.nodes if node.op == "output")
-    result = output.args[0]
-    if not isinstance(result, fx.Node) or "shape" not in result.meta:
-        raise PartitionError(
-            f"{type(model).__name__}.forward returns {type(result).__name__}, expected one tensor",
-            hint="wrap the network so that it returns its logits alone",
-        )
+    model = unwrapped(model, example_input)
+    check_tensors(model)
+    modes = Modes.of(model)
+    traced = graph_of(model, example_input, modes)
+    result = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     if len(result.meta["shape"]) != 2:
         raise PartitionError(
             f"{type(model).__name__} returns a tensor of shape {result.meta['shape']}, expected (batch, classes)",
             hint="wrap the network so that it returns one row of logits for each sample",
         )
-    return chain_from(model, graph, tuple(example_input.shape[1:]), example_input.dtype)
+    root = _root(model, traced.constants)
+    return chain_from(model, root, traced.graph, modes, tuple(example_input.shape[1:]), example_input.dtype)
+
+
+def _root(model: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
+    """A module that holds what `model` holds, the very same objects, and the constants beside it."""
+    root = nn.Module()
+    for table in ("_parameters", "_buffers", "_modules"):
+        root.__dict__[table] = model.__dict__[table]
+    own = {name: value for name, value in model.__dict__.items() if isinstance(value, Tensor)}
+    root.__dict__.update(own | dict(constants))
+    return root
 
 
 def chain_from(
     model: nn.Module,
+    root: nn.Module,
     graph: fx.Graph,
+    modes: Modes,
     in_shape: Shape,
     in_dtype: torch.dtype,
     names: list[tuple[str, tuple[str, ...]]] | None = None,
@@ -81,21 +101,25 @@ def chain_from(
 
     No tensor of `model` is read, only shapes.
     """
-    segments = tuple(_segments(model, graph))
+    modules = dict(root.named_modules())
+    everywhere = fetched(graph, modules)
+    segments = tuple(_segments(root, modules, graph, everywhere))
     if names is not None:
         pairs = zip(segments, names, strict=True)
         segments = tuple(dataclasses.replace(segment, name=name, ends=ends) for segment, (name, ends) in pairs)
     result = next(node for node in graph.nodes if node.op == "output").args[0]
     assert isinstance(result, fx.Node)
-    return Chain(model, graph, in_shape, in_dtype, int(result.meta["shape"][1]), segments)
+    width = int(result.meta["shape"][1])
+    return Chain(model, root, graph, frozenset(everywhere), modes, in_shape, in_dtype, width, segments)
 
 
-def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
-    nodes = [node for node in graph.nodes if node.op not in ("output", "get_attr")]
-    modules = dict(model.named_modules())
-    pieces = _split(nodes, _cuts(model, graph, nodes))
-    pieces = _merge(pieces, lambda piece: any(is_weighted(node, modules, model) for node in piece))
-    residuals = find_residuals(graph, model)
+def _segments(
+    root: nn.Module, modules: Mapping[str, nn.Module], graph: fx.Graph, everywhere: set[fx.Node]
+) -> Iterator[Segment]:
+    nodes = [node for node in graph.nodes if node.op != "output" and node not in everywhere]
+    pieces = _split(nodes, _cuts(root, modules, graph, nodes, everywhere))
+    pieces = _merge(pieces, lambda piece: any(is_weighted(node, modules, root) for node in piece))
+    residuals = find_residuals(graph, root)
     names = [_name(piece) for piece in pieces]
     for index, piece in enumerate(pieces):
         inside = set(piece)
@@ -111,16 +135,21 @@ def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
         )
 
 
-def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
+def _cuts(
+    root: nn.Module,
+    modules: Mapping[str, nn.Module],
+    graph: fx.Graph,
+    nodes: list[fx.Node],
+    everywhere: set[fx.Node],
+) -> list[int]:
     """Indices i such that one floating-point tensor (batch, ...) alone crosses from nodes[:i + 1] to the rest."""
     position = {node: i for i, node in enumerate(nodes)}
-    batch = next(node.meta["shape"][0] for node in nodes if node.op == "placeholder")
     reach = [0] * len(nodes)  # how many values are alive behind node i
     for i, node in enumerate(nodes):
-        last = max((position.get(user, len(nodes)) for user in node.users), default=i)
+        last = max((position.get(user, len(nodes)) for user in node.users if user not in everywhere), default=i)
         for j in range(i, min(last, len(nodes))):
             reach[j] += 1
-    for first, last in _shared_spans(model, graph, position):
+    for first, last in _shared_spans(root, modules, graph, position, everywhere):
         for j in range(first, last):
             reach[j] += 2  # a parameter in two places keeps both in one module
     return [
@@ -128,24 +157,36 @@ def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
         for i, node in enumerate(nodes[:-1])
         if reach[i] == 1
         and node.op != "placeholder"
-        and node.meta.get("shape", ())[:1] == (batch,)  # rows are samples; a sequence-first layout has others
+        and _is_rows(node)  # a sequence-first layout has other rows
         and node.meta["dtype"].is_floating_point
         and any(position.get(user, -1) > i for user in node.users)
     ]
 
 
-def _shared_spans(model: nn.Module, graph: fx.Graph, position: dict[fx.Node, int]) -> Iterator[tuple[int, int]]:
-    """For each parameter that is used more than once: the first and the last place."""
+def _is_rows(node: fx.Node) -> bool:
+    """Whether the value of `node` is a tensor with a row for each sample."""
+    return bool(node.meta.get("rows", node.meta.get("shape", ())[:1] == BATCHES[:1]))
+
+
+def _shared_spans(
+    root: nn.Module,
+    modules: Mapping[str, nn.Module],
+    graph: fx.Graph,
+    position: dict[fx.Node, int],
+    everywhere: set[fx.Node],
+) -> Iterator[tuple[int, int]]:
+    """For each parameter, and each buffer that changes, that is used more than once: the first and the last place."""
     places: dict[int, list[int]] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            for parameter in model.get_submodule(str(node.target)).parameters():
-                places.setdefault(id(parameter), []).append(position[node])
-        elif node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(model)
-            if not isinstance(value, Tensor):
-                continue  # the train mode
-            places.setdefault(id(value), []).extend(position[user] for user in node.users if user in position)
+            layer = modules[str(node.target)]
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                places.setdefault(id(tensor), []).append(position[node])
+        elif node.op == "get_attr" and node.target != "training":
+            value = operator.attrgetter(str(node.target))(root)
+            used = [position[user] for user in uses(node, everywhere) if user in position]
+            if isinstance(value, nn.Parameter) or next(writers(node, modules), None) is not None:
+                places.setdefault(id(value), []).extend(used)
     for used in places.values():
         if used and min(used) != max(used):
             yield min(used), max(used)

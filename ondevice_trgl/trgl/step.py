@@ -73,7 +73,10 @@ class Objective:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: `module.*` and `head.*`."""
-        named = {f"module.{name}": p for name, p in self.module.named_parameters() if p.requires_grad}
+        first = self.module.state_prefix
+        named = {
+            f"module.{name.removeprefix(first)}": p for name, p in self.module.named_parameters() if p.requires_grad
+        }
         if self.head is not None:
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named

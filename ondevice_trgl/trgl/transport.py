@@ -133,7 +133,9 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> PlainGraphModul
         graph.output((result, total))
     else:
         graph.output((result, None))
-    return PlainGraphModule(module, graph, class_name="WithTransport")
+    measured = PlainGraphModule(module, graph, class_name="WithTransport")
+    measured.kept = module.kept
+    return measured
 
 
 def copies_of_output(graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> fx.Node:

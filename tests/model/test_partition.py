@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.partition import Partition, balance, partition
+from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.zoo import build_model
 
 IMAGE = (1, 12, 12)
@@ -90,7 +91,7 @@ def test_modules_share_the_parameters_under_their_own_names_each_in_one_module()
     own = model.state_dict(keep_vars=True)
     seen: dict[str, Tensor] = {}
     for module in partition(model, torch.randn(2, *IMAGE)).modules:
-        for key, tensor in module.state_dict(keep_vars=True).items():
+        for key, tensor in state_of(module).items():
             assert key not in seen
             assert tensor is own[key]
             seen[key] = tensor
@@ -126,8 +127,8 @@ def test_named_boundaries_end_the_modules_there() -> None:
     parts = partition(network("resnet-small"), torch.randn(2, *IMAGE), ["blocks.1", "blocks.3"])
     assert len(parts.modules) == 3
     assert [m.in_shape for m in parts.modules] == [IMAGE, (16, 12, 12), (32, 6, 6)]
-    assert "blocks.1.bn2.weight" in parts.modules[0].state_dict()
-    assert "blocks.2.bn2.weight" in parts.modules[1].state_dict()
+    assert "blocks.1.bn2.weight" in state_of(parts.modules[0])
+    assert "blocks.2.bn2.weight" in state_of(parts.modules[1])
 
 
 def test_unknown_boundary_suggests_the_nearest_and_lists_all() -> None:

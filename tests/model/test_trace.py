@@ -1,5 +1,7 @@
 """Where a network may be cut, what is refused, and what a trace must not change."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,14 +54,17 @@ def test_a_skip_across_a_candidate_cut_is_no_cut() -> None:
     assert cut_names(trace(Skip(), torch.randn(2, 4))) == ["a"]
 
 
-def test_a_size_read_early_and_used_late_is_no_cut_between() -> None:
+def test_a_batch_size_that_is_read_early_and_used_late_blocks_no_cut() -> None:
     class Sized(Four):
         def forward(self, x: Tensor) -> Tensor:
             rows = x.shape[0]
-            out: Tensor = self.d(self.c(self.b(self.a(x))).reshape(rows, -1))
+            out: Tensor = self.d(self.c(self.b(self.a(x))).reshape(2 * rows, -1)[: rows + rows].view(rows, -1))
             return out
 
-    assert cut_names(trace(Sized(), torch.randn(2, 4))) == []
+    model = Sized()
+    assert cut_names(trace(model, torch.randn(2, 4))) == ["a", "b"]
+    x = torch.randn(5, 4)
+    assert torch.equal(composed(model, x), model(x))
 
 
 def test_tied_weights_stay_in_one_module() -> None:
@@ -175,16 +180,39 @@ def test_results_dropped_after_an_operation_in_place_keep_their_effect() -> None
     assert torch.equal(composed(model, x), model(x))
 
 
-def test_an_if_on_a_shape_is_refused_with_its_file_and_line() -> None:
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (lambda x: x.shape[0] > 2, "for another number of samples"),
+        (lambda x: x.sum() > 0, "tests values that depend on the data"),
+        (lambda x: float(x.sum()) > 0, "reads values that depend on the data"),
+    ],
+)
+def test_an_if_on_the_samples_is_refused_with_its_file_and_line(test: Callable[[Tensor], bool], reason: str) -> None:
     class Branching(Four):
         def forward(self, x: Tensor) -> Tensor:
-            if x.shape[0] > 1:
+            if test(x):
                 x = self.a(x)
             return self.d(x)  # type: ignore[no-any-return]
 
-    with pytest.raises(PartitionError, match=rf"Branching cannot be traced: .*{Path(__file__).name}:\d+") as caught:
+    with pytest.raises(PartitionError, match=rf"cannot be traced: .*{Path(__file__).name}:\d+: .*{reason}") as caught:
         trace(Branching(), torch.randn(2, 4))
-    assert "leaf module" in caught.value.hint
+    assert "kept whole" in caught.value.hint
+
+
+def test_tests_and_asserts_on_the_shape_of_a_sample_are_what_they_are() -> None:
+    class Shaped(Four):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.ndim == len(x.shape) == 2
+            assert isinstance(x, Tensor)
+            side = int(math.sqrt(x.shape[1]))
+            if side == 2:
+                x = self.b(self.a(x)).view(-1, side, side).flatten(1)
+            return self.d(self.c(x))  # type: ignore[no-any-return]
+
+    model, x = Shaped(), torch.randn(5, 4)
+    assert len(trace(model, torch.randn(2, 4)).segments) == 3
+    assert torch.equal(composed(model, x), model(x))
 
 
 def test_an_if_inside_a_leaf_module_is_fine() -> None:
@@ -228,7 +256,8 @@ def test_outputs_other_than_rows_of_logits_are_refused(kind: str) -> None:
     class Odd(Four):
         def forward(self, x: Tensor) -> object:
             x = self.a(x)
-            return {"tuple": (x, x), "dict": {"logits": x}, "row": x.sum(1)}[kind]
+            x = self.d(x)
+            return {"tuple": (x, x), "dict": {"features": x, "mask": x}, "row": x.sum(1)}[kind]
 
     with pytest.raises(PartitionError, match="expected one tensor" if kind != "row" else "expected \\(batch, classes"):
         trace(Odd(), torch.randn(2, 4))

@@ -8,6 +8,7 @@ from torch.nn import functional
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import LocalModule, partition
+from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, train_step
@@ -49,7 +50,7 @@ def test_loss_is_cross_entropy_plus_transport_over_two_tau(norm: str) -> None:
     for parameter in goal.parameters().values():
         parameter.grad = None
     cost, x = torch.zeros(()), z
-    parameters = dict(module.named_parameters())
+    parameters = state_of(module)
     for block in sorted({name.split(".")[0] for name in parameters}):
         weights = [parameters[f"{block}.{name}"] for name in ("a.weight", "a.bias", "b.weight", "b.bias")]
         r = functional.linear(torch.tanh(functional.linear(x, *weights[:2])), *weights[2:])

@@ -1,0 +1,297 @@
+"""One forward pass of a network, recorded: every call of torch and of a layer, in order, with what it was given.
+
+The pass is a real one, on real tensors and with the network's own Python: whatever `forward` tests, asserts, computes
+or looks up is what it is, and only the calls of torch that are left of it are recorded. What a single pass cannot tell
+(what depends on the batch size, on the mode) is found by comparing several (`graph.py`).
+"""
+
+import functools
+import operator
+import random
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ondevice_trgl.model.calls import (
+    METADATA,
+    PLAIN,
+    applying,
+    file_of,
+    input_name,
+    is_leaf,
+    is_plain,
+    is_sequence,
+    named,
+    tensors_in,
+    user_line,
+)
+from ondevice_trgl.model.inplace import RANDOM, changes_its_input
+from ondevice_trgl.model.store import tensors_of
+
+
+class Untraceable(BaseException):
+    """What `forward` does here cannot be told by a list of calls; `path` is the module that does it, "" the network."""
+
+    def __init__(self, reason: str, path: str, line: str) -> None:
+        super().__init__(reason)
+        self.reason, self.path, self.line = reason, path, line
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The result of the step of that number."""
+
+    index: int
+
+
+@dataclass
+class Step:
+    """One call. `op` and `target` as in torch.fx; arguments hold `Ref` where a tensor goes in."""
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    stack: tuple[tuple[str, type], ...]
+    """(path, class) of the modules whose forward makes the call, the network first."""
+    line: str
+    """The user's own line, as file:number."""
+    pure: bool = False
+    """Made of constants alone: its values are the same for every sample and in every state of the network."""
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    cut_off: bool = False
+    """Made where gradients are off, of what has some."""
+
+
+class Recorder(TorchFunctionMode):
+    """Records what runs inside. `leaves` are paths of modules that are not looked into, beside those that never are."""
+
+    def __init__(self, model: nn.Module, leaves: set[str]) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._model, self._leaves = model, leaves
+        self._modules = dict(model.named_modules())
+        self._paths = {id(module): path for path, module in self._modules.items()}
+        self._places = {id(tensor): path for path, tensor in tensors_of(model)}
+        self._fetched: dict[str, Ref] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], Ref]] = {}
+        self._stack: list[tuple[str, type]] = []
+        self._quiet = False
+        self._thread = threading.get_ident()
+        self._autocast = torch.is_autocast_enabled("cpu")
+        self.constants: dict[str, Tensor] = {}
+
+    def run(self, example: Tensor) -> Any:
+        """`model(example)`, hooks included. Raises Untraceable, and whatever the model raises."""
+        self._bind(example, self._add("placeholder", input_name(self._model), (), {}))
+        call, assign = nn.Module.__call__, nn.Module.__setattr__
+        apply = torch.autograd.Function.__dict__["apply"]  # not bound to that class, as an attribute would be
+
+        def called(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            return self._call(call, module, args, kwargs)
+
+        def applied(kind: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return self._apply(functools.partial(apply.__func__, kind), kind, args, kwargs)
+
+        def assigned(module: nn.Module, name: str, value: Any) -> None:
+            if not (isinstance(value, Tensor) and self._set_buffer(module, name, value)):
+                assign(module, name, value)
+
+        nn.Module.__call__, nn.Module.__setattr__ = called, assigned  # type: ignore[method-assign,assignment]
+        torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment,method-assign]
+        try:
+            # what autograd would keep for a backward pass that never comes is not kept
+            with self, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing):
+                return self._model(example)
+        finally:
+            nn.Module.__call__, nn.Module.__setattr__ = call, assign  # type: ignore[method-assign]
+            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+
+    def output(self, value: Tensor) -> None:
+        """`value` is what the network returns."""
+        self._add("output", "output", (self._ref(value),), {})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._quiet:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        inputs = list(tensors_in((args, kwargs)))
+        had_gradient = any(tensor.requires_grad for tensor in inputs)
+        result = func(*args, **kwargs)
+        makes_tensors = next(tensors_in(result), None) is not None
+        if name == "__setitem__" or makes_tensors:
+            if not inputs and name in ("as_tensor", "tensor", "asarray", "scalar_tensor") and not is_plain(args):
+                return result  # of an array: a constant, taken as it is where it is used
+            op, target, args = named(func, name, args)
+            return self._record(op, target, args, kwargs, result, had_gradient=had_gradient)
+        elif name not in METADATA and not isinstance(result, torch.dtype | torch.Size | torch.device):
+            self._must_be_constant(inputs, name)
+        return result
+
+    def _call(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        path = self._paths.get(id(module))
+        if self._quiet or path is None or threading.get_ident() != self._thread:
+            return call(module, *args, **kwargs)
+        if path and (path in self._leaves or is_leaf(module)):
+            trained = any(p.requires_grad for p in module.parameters())
+            had_gradient = trained or any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
+            result = self._silently(functools.partial(call, module), args, kwargs)
+            return self._record("call_module", path, args, kwargs, result, had_gradient=had_gradient)
+        self._stack.append((path, type(module)))
+        before = _python_random()
+        try:
+            result = call(module, *args, **kwargs)
+        finally:
+            self._stack.pop()
+        if _python_random() != before:
+            raise Untraceable("draws from Python's or numpy's random numbers", path, file_of(module))
+        return result
+
+    def _apply(self, apply: Callable[..., Any], kind: Any, args: Any, kwargs: Any) -> Any:
+        if self._quiet or threading.get_ident() != self._thread:
+            return apply(*args, **kwargs)
+        had_gradient = any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
+        result = self._silently(apply, args, kwargs)
+        return self._record("call_function", applying(kind), args, kwargs, result, had_gradient=had_gradient)
+
+    def _silently(self, work: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._quiet = True
+        try:
+            with torch._C.DisableTorchFunction():
+                return work(*args, **kwargs)
+        finally:
+            self._quiet = False
+
+    def _set_buffer(self, module: nn.Module, name: str, value: Tensor) -> bool:
+        """A buffer is given another tensor: recorded as a change of the one that is there. False where it is not so."""
+        old = module.__dict__["_buffers"].get(name) if id(module) in self._paths else None
+        if self._quiet or old is None or value is old or threading.get_ident() != self._thread:
+            return False
+        if value.requires_grad or value.shape != old.shape or value.dtype != old.dtype:
+            raise self._untraceable(f"gives the buffer {name} another shape or dtype, or a gradient,")
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            old.copy_(value)
+        self._record("call_method", "copy_", (old, value), {}, old, had_gradient=False)
+        return True
+
+    def _record(self, op: str, target: Any, args: Any, kwargs: Any, result: Any, *, had_gradient: bool) -> Any:
+        """Add a call that was made; returns what is to be handed on as its result."""
+        if torch.is_autocast_enabled("cpu") != self._autocast:
+            raise self._untraceable("switches autocast on or off")
+        steps, given = self.steps, list(tensors_in((args, kwargs)))
+        args, kwargs = self._referring(args), self._referring(kwargs)
+        inputs = [steps[ref.index] for ref in refs_in((args, kwargs))]
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        ref = self._add(op, target, args, kwargs)
+        step = steps[ref.index]
+        step.pure = op != "call_module" and name not in RANDOM and all(before.pure for before in inputs)
+        step.cut_off = had_gradient and not torch.is_grad_enabled()
+        if target is operator.setitem:
+            changed = steps[args[0].index]
+            changed.pure = changed.pure and step.pure
+        if any(result is tensor for tensor in given) and not changes_its_input(step, self._modules):
+            # dropout returns its very input in eval mode: here it is a tensor of its own in either
+            with torch._C.DisableTorchFunction():
+                result = result.view_as(result)
+        self._bind(result, ref)
+        return result
+
+    def _add(self, op: str, target: Any, args: Any, kwargs: Any) -> Ref:
+        self.steps.append(Step(op, target, args, kwargs, tuple(self._stack), user_line()))
+        return Ref(len(self.steps) - 1)
+
+    def _bind(self, value: Any, ref: Ref) -> None:
+        if isinstance(value, Tensor):
+            step = self.steps[ref.index]
+            step.shape, step.dtype = tuple(value.shape), value.dtype
+            self._known[id(value)] = weakref.ref(value), ref
+            return
+        items = value.items() if isinstance(value, dict) else enumerate(value) if is_sequence(value) else ()
+        for key, item in items:
+            if next(tensors_in(item), None) is not None:
+                inner = self._add("call_function", operator.getitem, (ref, key), {})
+                self.steps[inner.index].pure = self.steps[ref.index].pure
+                self.steps[inner.index].cut_off = self.steps[ref.index].cut_off
+                self._bind(item, inner)
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        path = self._places.get(id(tensor))
+        if path is None:
+            if tensor.requires_grad:
+                raise self._untraceable("uses a tensor that was not made by calls of torch that can be recorded")
+            path = f"_constant_{len(self.constants)}"
+            self.constants[path] = tensor
+            self._places[id(tensor)] = path  # which `constants` keeps alive
+        if path not in self._fetched:
+            self._fetched[path] = self._add("get_attr", path, (), {})
+            step = self.steps[-1]
+            step.shape, step.dtype = tuple(tensor.shape), tensor.dtype
+        return self._fetched[path]
+
+    def _referring(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._ref(value)
+        if isinstance(value, slice):
+            return slice(*(self._referring(part) for part in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.Size):
+            return tuple(value)
+        if isinstance(value, tuple | list):
+            items = [self._referring(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {key: self._referring(item) for key, item in value.items()}
+        if value is None or value is Ellipsis or isinstance(value, PLAIN):
+            return value
+        if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+            return value.item()  # of numpy
+        raise self._untraceable(f"calls with a {type(value).__name__}, which no list of calls can hold,")
+
+    def _must_be_constant(self, inputs: list[Tensor], name: str) -> None:
+        refs = [self._ref(tensor) for tensor in inputs]
+        if not all(self.steps[ref.index].pure for ref in refs):
+            what = {"__bool__": "tests", "item": "reads", "tolist": "reads", "numpy": "reads"}.get(
+                name, f"({name}) reads"
+            )
+            raise self._untraceable(f"{what} values that depend on the data or on the network's state")
+
+    def _untraceable(self, reason: str) -> Untraceable:
+        return Untraceable(reason, self._stack[-1][0] if self._stack else "", user_line())
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from refs_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from refs_in(item)
+    elif isinstance(value, slice):
+        yield from refs_in((value.start, value.stop, value.step))
+
+
+def _nothing(_: Any) -> Any:
+    return None
+
+
+def _python_random() -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate()
+    _, keys, place, *_ = numpy.random.get_state()
+    return random.getstate(), keys.tobytes(), place
