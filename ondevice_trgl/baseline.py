@@ -23,7 +23,9 @@ from ondevice_trgl.device.meter import meter_for, own_peak_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import BaselineRequest
-from ondevice_trgl.model.partition import partition
+from ondevice_trgl.model.output import logits_of
+from ondevice_trgl.model.partition import segments_of
+from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask, why_not
 from ondevice_trgl.report.model import BASELINES, BaselineReport
@@ -167,6 +169,7 @@ def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, 
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    name = type(model).__name__
     train = DataLoader(data.train, batch_size=batch, shuffle=True, drop_last=True)
 
     def steps() -> Iterator[None]:
@@ -174,7 +177,7 @@ def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, 
         while True:
             for images, labels in train:
                 optimizer.zero_grad()
-                output = model(images.to(device))
+                output = logits_of(model(images.to(device)), name)
                 loss = functional.cross_entropy(output, labels.to(device), label_smoothing=config.label_smoothing)
                 loss.backward()
                 optimizer.step()
@@ -199,9 +202,14 @@ def _tuned(
     *,
     checkpoint: bool,
 ) -> Work:
-    forward: Callable[[Tensor], Tensor] = model
+    name = type(model).__name__
+
+    def whole(z: Tensor) -> Tensor:
+        return logits_of(model(z), name)
+
+    forward: Callable[[Tensor], Tensor] = whole
     if checkpoint:
-        forward = checkpointed(partition(model, torch.zeros(2, *data.input_shape)).modules)
+        forward = checkpointed(segments_of(trace(model, torch.zeros(2, *data.input_shape))))
     model.to(device).train()
     optimizer = Optimizer(
         config.optimizer, dict(model.named_parameters()), momentum=config.momentum, weight_decay=config.weight_decay

@@ -7,6 +7,7 @@ it is refused with the line. Nothing is imported for this (torch.export would ad
 """
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,7 +55,11 @@ def graph_of(model: nn.Module, example: Tensor, modes: Modes) -> Traced:
     while True:
         try:
             runs = {key: _run(model, example, leaves, modes, key) for key in keys}
-            graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
+            try:
+                graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
+            except Untraceable as reason:
+                reason.path = _unsteady([run.calls for run in runs.values()]) or reason.path
+                raise
             return Traced(graph, runs[keys[-1]].constants)
         except Untraceable as reason:
             if not reason.path or reason.path in leaves or len(leaves) == _MOST_LEAVES:
@@ -63,6 +68,22 @@ def graph_of(model: nn.Module, example: Tensor, modes: Modes) -> Traced:
                     f"{type(model).__name__} cannot be traced: {reason.line}it {reason.reason}{where}", hint=_KEPT_WHOLE
                 ) from None
             leaves.add(reason.path)
+
+
+def _unsteady(passes: Sequence[Sequence[tuple[str, Any]]]) -> str:
+    """The innermost module that does not make the same calls in all passes; "" where that is the network itself."""
+    tables: list[dict[tuple[str, int], Any]] = []
+    for calls in passes:
+        times: Counter[str] = Counter()
+        table = {}
+        for path, made in calls:
+            table[path, times[path]] = made
+            times[path] += 1
+        tables.append(table)
+    for place, made in tables[0].items():
+        if any(place in table and table[place] != made for table in tables[1:]):
+            return place[0]
+    return ""
 
 
 def rows(example: Tensor, size: int) -> Tensor:

@@ -1,6 +1,8 @@
 """nn.Module -> Partition: an ordered chain of local modules whose composition is the network."""
 
 import difflib
+import keyword
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,12 +12,10 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.residual import Residual
-from ondevice_trgl.model.store import parameter_count
+from ondevice_trgl.model.store import MARK, NET, parameter_count
 from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
-
-NET = "net"
-"""Where a graph module holds the network's layers: none of their names can be one of its own then."""
 
 
 class PlainGraphModule(fx.GraphModule):
@@ -24,7 +24,6 @@ class PlainGraphModule(fx.GraphModule):
     torch.fx would print each to stderr, and to do so import torch._dynamo: 73 MB, just when memory was refused.
     """
 
-    state_prefix = f"{NET}."
     kept: tuple[tuple[nn.Module, bool], ...] = ()
     """Layers that keep to one mode, train or eval, and which it is."""
 
@@ -61,11 +60,13 @@ class LocalModule(PlainGraphModule):
         segments = chain.segments[start:stop]
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        held: dict[str, Any] = {"training": True}
 
         def copied(node: fx.Node) -> fx.Node:
             copy = copies[node] = graph.node_copy(node, copy_of)
             if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
-                copy.target = f"{NET}.{node.target}"
+                copy.target = _inside(str(node.target))
+                held[copy.target] = operator.attrgetter(str(node.target))(chain.root)
             return copy
 
         def copy_of(node: fx.Node) -> fx.Node:
@@ -91,22 +92,25 @@ class LocalModule(PlainGraphModule):
                 stretches.append((entry, copies[segment.output]))
             entry = copies[segment.output]
         graph.output(copies[nodes[-1]])
-        holder = nn.Module()
-        holder.add_module(NET, chain.root)
-        module = cls(holder, graph, class_name="LocalModule")
+        module = cls(held, graph, class_name="LocalModule")
         inside = {id(layer) for layer in module.modules()}
         layers = ((layer, chain.modes.kept.get(path)) for path, layer in chain.root.named_modules())
         module.kept = tuple((layer, mode) for layer, mode in layers if mode is not None and id(layer) in inside)
         module.label = _label(segments)
         module.in_shape, module.out_shape = in_shape, segments[-1].out_shape
         module.branches = tuple(
-            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm and f"{NET}.{r.norm}")
+            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm and _inside(r.norm))
             for segment in segments
             for r in segment.residuals
             if r.branch in copies and r.shortcut in copies
         )
         module.stretches = tuple(stretches)
         return module
+
+
+def _inside(path: str) -> str:
+    """The name by which a local module holds the network's `path`; of `own_names` the inverse."""
+    return ".".join([NET, *(f"{part}{MARK}" if keyword.iskeyword(part) else part for part in path.split("."))])
 
 
 def _label(segments: Sequence[Segment]) -> str:
@@ -153,13 +157,20 @@ def group(chain: Chain, bounds: Sequence[int]) -> Partition:
     )
 
 
+def segments_of(chain: Chain) -> list[LocalModule]:
+    """Each segment of `chain` as a module of its own."""
+    return [LocalModule.of(chain, index, index + 1) for index in range(len(chain.segments))]
+
+
 def partition(model: nn.Module, example_input: Tensor, modules: str | int | Sequence[str] = "auto") -> Partition:
     """Cut `model` into local modules that share its parameters and whose composition equals it.
 
     `modules` is a number, the names of the layers that each module but the last ends with, or "auto": one module for
-    each block. A number balances parameters and activations. Raises PartitionError.
+    each block. A number balances parameters and activations. The composition is proved to be the model, by a forward
+    and backward pass of each on a few samples. Raises PartitionError.
     """
     chain = trace(model, example_input)
+    prove(chain, segments_of(chain), example_input)
     if isinstance(modules, int):
         return group(chain, even_bounds(chain, modules))
     if isinstance(modules, str):

@@ -88,6 +88,8 @@ class Recorder(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._autocast = torch.is_autocast_enabled("cpu")
         self.constants: dict[str, Tensor] = {}
+        self.calls: list[tuple[str, tuple[tuple[str, Any], ...]]] = []
+        """Modules that were looked into, as they returned, with what they called."""
 
     def run(self, example: Tensor) -> Any:
         """`model(example)`, hooks included. Raises Untraceable, and whatever the model raises."""
@@ -149,13 +151,14 @@ class Recorder(TorchFunctionMode):
             result = self._silently(functools.partial(call, module), args, kwargs)
             return self._record("call_module", path, args, kwargs, result, had_gradient=had_gradient)
         self._stack.append((path, type(module)))
-        before = _python_random()
+        before, start = _python_random(), len(self.steps)
         try:
             result = call(module, *args, **kwargs)
         finally:
             self._stack.pop()
         if _python_random() != before:
             raise Untraceable("draws from Python's or numpy's random numbers", path, file_of(module))
+        self.calls.append((path, tuple((step.op, step.target) for step in self.steps[start:])))
         return result
 
     def _apply(self, apply: Callable[..., Any], kind: Any, args: Any, kwargs: Any) -> Any:
@@ -167,11 +170,13 @@ class Recorder(TorchFunctionMode):
 
     def _silently(self, work: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._quiet = True
+        numbers = random.getstate()
         try:
             with torch._C.DisableTorchFunction():
                 return work(*args, **kwargs)
         finally:
             self._quiet = False
+            random.setstate(numbers)  # what is kept whole may draw: it runs each time
 
     def _set_buffer(self, module: nn.Module, name: str, value: Tensor) -> bool:
         """A buffer is given another tensor: recorded as a change of the one that is there. False where it is not so."""

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, write_tensors
 
+NET, MARK = "net", "!"
+"""A local module holds the network's layers in a child of that name, so that none of their names is one of its own.
+Behind a Python keyword comes a mark, as code cannot name it.
+"""
 _SHAPE = "_evicted_shape"
 
 
@@ -35,13 +39,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
     A local module's are named as in its network.
     """
-    first = getattr(module, "state_prefix", "")
     seen: set[int] = set()
     state = {}
+    is_local = isinstance(module, fx.GraphModule)
     for name, tensor in tensors_of(module):
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            state[name.removeprefix(first)] = tensor
+            state[name.removeprefix(f"{NET}.").replace(MARK, "") if is_local else name] = tensor
     return state
 
 

@@ -17,6 +17,9 @@ T = TypeVar("T")
 _NOISE_BYTES = 12_000_000
 """A process between two modules holds that much more or less than at the start for no reason of the app's."""
 
+_UNTOUCHED_BYTES = 10_000_000
+"""Mapped by C code and hardly written to: no memory, but the allocator counts it, and refuses small blocks over it."""
+
 
 @dataclass
 class Period:
@@ -92,7 +95,7 @@ class Budget:
         """
         held = self.bytes
         if planned_bytes is not None and self._frugal:
-            held = min(held, planned_bytes + self._more + self._grown + CODE_GROWTH_BYTES)
+            held = min(held, planned_bytes + self._more + self._grown + CODE_GROWTH_BYTES + _UNTOUCHED_BYTES)
         self.is_tight = held < self.bytes
         self.limit.set(held - self._meter.others)
 

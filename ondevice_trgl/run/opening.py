@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
@@ -56,6 +56,16 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
             "the model's weights are in the run directory, where an earlier fit left them",
             hint="call export first, or fit with resume=True",
         )
+    chain = trace(model, example_of(data))
+    for name, split in data.items():
+        if tuple(split.shape) != chain.in_shape:
+            raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
+        check_labels(split.labels, chain.num_outputs, name)
+    return chain
+
+
+def example_of(data: dict[str, Source]) -> Tensor:
+    """The first two training samples, as a batch. Raises DataError, NonFiniteError."""
     train = data["train"]
     if not len(train.labels):
         raise DataError("the train set is empty", hint="give it samples of at least two classes")
@@ -63,12 +73,7 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
     first = [0, min(1, len(train.labels) - 1)]
     train.read(first, example)
     check_finite(example, first, "the training data")
-    chain = trace(model, example)
-    for name, split in data.items():
-        if tuple(split.shape) != chain.in_shape:
-            raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
-        check_labels(split.labels, chain.num_outputs, name)
-    return chain
+    return example
 
 
 def network_of(run: RunDir, make: Callable[[], nn.Module], in_shape: tuple[int, ...], folder: Path) -> Chain:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
@@ -17,7 +17,8 @@ from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
 from ondevice_trgl.model.filed import weights_in_file
-from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.model.partition import segments_of
+from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.store import aliases_of, evict, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
@@ -26,7 +27,7 @@ from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.guards import outline
-from ondevice_trgl.run.opening import chain_of, sources
+from ondevice_trgl.run.opening import chain_of, example_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, FORMAT, NAMES, RECORD, WEIGHTS
 from ondevice_trgl.setup.helper import Helper, as_helper
@@ -36,6 +37,10 @@ from ondevice_trgl.workload import build_for, load_bundle
 Made = nn.Module | Callable[[], nn.Module]
 Fill = Callable[[nn.Module, Callable[[], None]], None]
 """Gives a model that was just made other weights; calls its second argument behind every few megabytes."""
+
+
+_LARGEST_GRADIENT_BYTES = 64 << 20
+"""The proof computes no gradient of a larger parameter: the budget may have no room for it beside the weights."""
 
 
 @contextlib.contextmanager
@@ -48,7 +53,9 @@ def built(
     Raises UsageError, PartitionError, DataError, StorageError.
     """
     if isinstance(made, nn.Module):
-        yield chain_of(made, data), lambda: None
+        chain = chain_of(made, data)
+        prove(chain, segments_of(chain), example_of(data), folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES)
+        yield chain, lambda: None
         return
     with weights_in_file(folder) as filed:
         model = made()
@@ -60,8 +67,16 @@ def built(
     if fill is not None:
         fill(model, filed.release)
     release_code_pages()
+
+    def read(parameter: Tensor) -> None:
+        if filed.holds(parameter):
+            filed.touching((parameter,))
+            filed.touched()
+
     with filed.dropped_as_read():
         chain = chain_of(model, data)
+        segments = segments_of(chain)
+        prove(chain, segments, example_of(data), folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
     release_code_pages()
     yield chain, filed.release
 
@@ -89,8 +104,8 @@ def stage(
             reason = error.message
         if weights:
             tensors = state_of(chain.model)
-            for index in range(len(chain.segments)):  # and the constants that forward uses
-                tensors |= state_of(LocalModule.of(chain, index, index + 1))
+            for segment in segments_of(chain):  # and the constants that forward uses
+                tensors |= state_of(segment)
             write_tensors(folder / WEIGHTS, tensors, written=release)
         if weights or not isinstance(made, nn.Module):
             evict(chain.model)

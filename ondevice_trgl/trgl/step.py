@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.model.store import state_of
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
@@ -73,10 +74,8 @@ class Objective:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: `module.*` and `head.*`."""
-        first = self.module.state_prefix
-        named = {
-            f"module.{name.removeprefix(first)}": p for name, p in self.module.named_parameters() if p.requires_grad
-        }
+        own = state_of(self.module).items()
+        named = {f"module.{name}": p for name, p in own if isinstance(p, nn.Parameter) and p.requires_grad}
         if self.head is not None:
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named
