@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.graph import graph_of, note_shapes
+from ondevice_trgl.model.heads import head_limit
+from ondevice_trgl.model.layout import Layout, layouts_of
 from ondevice_trgl.model.residual import Residual, find_residuals, is_weighted
 
 Shape = tuple[int, ...]
@@ -30,6 +32,10 @@ class Segment:
     output: fx.Node
     out_shape: Shape
     """Without the batch dimension."""
+    channel_axis: int
+    """Of `out_shape`: 0 for (C, H, W), 1 for (T, C)."""
+    head_limit: int
+    """Parameters that a head behind it may have."""
     residuals: tuple[Residual, ...]
 
 
@@ -93,7 +99,8 @@ def chain_from(
 def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
     nodes = [node for node in graph.nodes if node.op not in ("output", "get_attr")]
     modules = dict(model.named_modules())
-    pieces = _split(nodes, _cuts(model, graph, nodes))
+    layouts = layouts_of(graph, modules)
+    pieces = _split(nodes, _cuts(model, graph, nodes, layouts))
     pieces = _merge(pieces, lambda piece: any(is_weighted(node, modules, model) for node in piece))
     residuals = find_residuals(graph, model)
     names = [_name(piece) for piece in pieces]
@@ -106,12 +113,14 @@ def _segments(model: nn.Module, graph: fx.Graph) -> Iterator[Segment]:
             ends=tuple(path for path in _paths(piece[-1]) if path not in later),
             nodes=tuple(piece),
             output=piece[-1],
-            out_shape=piece[-1].meta["shape"][1:],
+            out_shape=(shape := piece[-1].meta["shape"][1:]),
+            channel_axis=layouts[piece[-1]].channel_axis(shape),
+            head_limit=head_limit(model, piece),
             residuals=tuple(r for r in residuals if r.add in inside),
         )
 
 
-def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
+def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node], layouts: dict[fx.Node, Layout]) -> list[int]:
     """Indices i such that one floating-point tensor (batch, ...) alone crosses from nodes[:i + 1] to the rest."""
     position = {node: i for i, node in enumerate(nodes)}
     batch = next(node.meta["shape"][0] for node in nodes if node.op == "placeholder")
@@ -129,6 +138,8 @@ def _cuts(model: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
         if reach[i] == 1
         and node.op != "placeholder"
         and node.meta.get("shape", ())[:1] == (batch,)  # rows are samples; a sequence-first layout has others
+        and len(node.meta["shape"]) >= 2
+        and layouts[node].rows_are_samples  # a sequence may be as long as the batch
         and node.meta["dtype"].is_floating_point
         and any(position.get(user, -1) > i for user in node.users)
     ]
