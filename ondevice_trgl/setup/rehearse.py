@@ -188,6 +188,7 @@ class Rehearsals:
             "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
             "last": scene.is_last,
             "classes": self._chain.num_outputs,
+            "boundary": [scene.module.channel_axis, scene.module.head_limit],
         }
         alike = likeness(scene.module)
         known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
