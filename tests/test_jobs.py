@@ -33,7 +33,7 @@ from ondevice_trgl.errors import DamagedFileError, UnknownNameError
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, resume_job
 from ondevice_trgl.model.blueprint import from_blueprint
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.plan import Plan
@@ -141,7 +141,7 @@ def test_the_ensemble_is_the_mean_of_the_probabilities_of_all_heads(run: Path) -
     total = torch.zeros(len(test), 3)
     with torch.no_grad():
         for index, module in enumerate(modules):
-            head = build_head("mlp", module.out_shape, 3) if index < 2 else torch.nn.Identity()
+            head = head_behind(module, "mlp", 3) if index < 2 else torch.nn.Identity()
             store.load(index, module, head, torch.device("cpu"))
             z = module.eval()(z)
             total += head.eval()(z).softmax(1)

@@ -49,6 +49,9 @@ class LocalModule(PlainGraphModule):
     label: str
     in_shape: Shape
     out_shape: Shape
+    channel_axis: int
+    """Of `out_shape`, and `head_limit`: as the last segment has them."""
+    head_limit: int
     branches: tuple[Residual, ...]
     """Residual adds inside, their nodes being those of `self.graph`."""
     stretches: tuple[tuple[fx.Node, fx.Node], ...]
@@ -98,6 +101,7 @@ class LocalModule(PlainGraphModule):
         module.kept = tuple((layer, mode) for layer, mode in layers if mode is not None and id(layer) in inside)
         module.label = _label(segments)
         module.in_shape, module.out_shape = in_shape, segments[-1].out_shape
+        module.channel_axis, module.head_limit = segments[-1].channel_axis, segments[-1].head_limit
         module.branches = tuple(
             Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm and _inside(r.norm))
             for segment in segments

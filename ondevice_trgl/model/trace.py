@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.fetched import fetched, uses
 from ondevice_trgl.model.graph import BATCHES, graph_of
+from ondevice_trgl.model.heads import head_limit
 from ondevice_trgl.model.inplace import writers
+from ondevice_trgl.model.layout import layouts_of
 from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.residual import Residual, find_residuals, is_weighted
 from ondevice_trgl.model.unwrap import check_tensors, unwrapped
@@ -34,6 +36,10 @@ class Segment:
     output: fx.Node
     out_shape: Shape
     """Without the batch dimension."""
+    channel_axis: int
+    """Of `out_shape`: 0 for (C, H, W), 1 for (T, C)."""
+    head_limit: int
+    """Parameters that a head behind it may have."""
     residuals: tuple[Residual, ...]
 
 
@@ -117,8 +123,9 @@ def _segments(
     root: nn.Module, modules: Mapping[str, nn.Module], graph: fx.Graph, everywhere: set[fx.Node]
 ) -> Iterator[Segment]:
     nodes = [node for node in graph.nodes if node.op != "output" and node not in everywhere]
-    pieces = _split(nodes, _cuts(root, modules, graph, nodes, everywhere))
-    pieces = _merge(pieces, lambda piece: any(is_weighted(node, modules, root) for node in piece))
+    layouts = layouts_of(graph, dict(modules))
+    cuts = [i for i in _cuts(root, modules, graph, nodes, everywhere) if layouts[nodes[i]].rows_are_samples]
+    pieces = _merge(_split(nodes, cuts), lambda piece: any(is_weighted(node, modules, root) for node in piece))
     residuals = find_residuals(graph, root)
     names = [_name(piece) for piece in pieces]
     for index, piece in enumerate(pieces):
@@ -130,7 +137,9 @@ def _segments(
             ends=tuple(path for path in _paths(piece[-1]) if path not in later),
             nodes=tuple(piece),
             output=piece[-1],
-            out_shape=piece[-1].meta["shape"][1:],
+            out_shape=(shape := piece[-1].meta["shape"][1:]),
+            channel_axis=layouts[piece[-1]].channel_axis(shape),
+            head_limit=head_limit(root, piece),
             residuals=tuple(r for r in residuals if r.add in inside),
         )
 
@@ -158,6 +167,7 @@ def _cuts(
         if reach[i] == 1
         and node.op != "placeholder"
         and _is_rows(node)  # a sequence-first layout has other rows
+        and len(node.meta["shape"]) >= 2
         and node.meta["dtype"].is_floating_point
         and any(position.get(user, -1) > i for user in node.users)
     ]

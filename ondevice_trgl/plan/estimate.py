@@ -21,10 +21,10 @@ from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.model.alike import likeness
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import bytes_in, evict, fill_with_noise, is_evicted, shape_of, state_of
-from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.trace import Chain, Segment
 from ondevice_trgl.plan.costs import LARGE, SMALL, Affine, Cost, Costs, Envelope
 from ondevice_trgl.plan.live_bytes import LiveBytes, seed
 from ondevice_trgl.trgl.transport import has_transport, with_transport
@@ -62,9 +62,10 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
             if last:
                 heads.append(None)
                 continue
-            if segment.out_shape not in known:
-                known[segment.out_shape] = _head(config.head, segment.out_shape, chain.num_outputs)
-            heads.append(known[segment.out_shape])
+            boundary = segment.out_shape, segment.channel_axis, segment.head_limit
+            if boundary not in known:
+                known[boundary] = _head(segment, config.head, chain.num_outputs)
+            heads.append(known[boundary])
     return Costs(
         tuple(segments),
         tuple(heads),
@@ -98,14 +99,14 @@ def _task(logits: Tensor) -> Tensor:
     return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
 
-def _head(name: str, shape: tuple[int, ...], classes: int) -> Cost:
-    head = build_head(name, shape, classes)
+def _head(segment: Segment, name: str, classes: int) -> Cost:
+    head = head_behind(segment, name, classes)
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(x)
         return _task(logits), logits
 
-    return _measure(head, run, shape, torch.float32)
+    return _measure(head, run, segment.out_shape, torch.float32)
 
 
 def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:

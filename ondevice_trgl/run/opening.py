@@ -14,7 +14,7 @@ from ondevice_trgl.data.user import image_set
 from ondevice_trgl.errors import DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
 from ondevice_trgl.model.filed import weights_in_file
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
 from ondevice_trgl.model.trace import Chain, trace
@@ -98,7 +98,7 @@ def fresh_head(chain: Chain, partition: Partition, config: TrainConfig, index: i
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, index, 2))
-        return build_head(config.head, partition.modules[index].out_shape, chain.num_outputs)
+        return head_behind(partition.modules[index], config.head, chain.num_outputs)
 
 
 def open_run(

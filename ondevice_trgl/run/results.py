@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.meter import PeakMeter
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore
 from ondevice_trgl.plan.plan import Plan
@@ -165,7 +165,7 @@ def load_network(store: ModuleStore, partition: Partition, config: TrainConfig, 
     last = index == len(partition.modules) - 1
     head = None
     if not last:
-        head = build_head(config.head, partition.modules[index].out_shape, partition.chain.num_outputs)
+        head = head_behind(partition.modules[index], config.head, partition.chain.num_outputs)
     for k in range(index + 1):
         store.load(k, partition.modules[k], head if k == index else None, CPU)
     if last:

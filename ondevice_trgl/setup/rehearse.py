@@ -20,7 +20,7 @@ from ondevice_trgl.device.limit import MemoryLimit
 from ondevice_trgl.device.meter import PeakMeter, RssMeter
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.alike import likeness
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import LocalModule, Partition, group
 from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted
 from ondevice_trgl.model.trace import Chain
@@ -188,6 +188,7 @@ class Rehearsals:
             "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
             "last": scene.is_last,
             "classes": self._chain.num_outputs,
+            "boundary": [scene.module.channel_axis, scene.module.head_limit],
         }
         alike = likeness(scene.module)
         known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
@@ -229,7 +230,7 @@ class Rehearsals:
         Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
         """
         config, module, plan = self._config, scene.module, scene.plan
-        head = None if scene.is_last else build_head(config.head, module.out_shape, self._chain.num_outputs)
+        head = None if scene.is_last else head_behind(module, config.head, self._chain.num_outputs)
 
         def objective(rung: Rung) -> Objective:
             return Objective(

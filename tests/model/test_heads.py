@@ -5,10 +5,15 @@ import torch
 
 from ondevice_trgl.config import HEADS
 from ondevice_trgl.errors import PartitionError, UnknownNameError
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import SMALL, build_head, head_behind
+from ondevice_trgl.model.partition import partition
+from ondevice_trgl.model.store import parameter_count
+from ondevice_trgl.model.zoo import build_model
 
 
-@pytest.mark.parametrize("shape", [(8, 5, 7), (3, 1, 1), (4, 16, 16), (600, 2, 2), (9,), (6, 12), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(8, 5, 7), (3, 1, 1), (4, 16, 16), (600, 2, 2), (9,), (6, 12), (2, 3, 4, 5), (2, 3, 2, 2, 3)]
+)
 @pytest.mark.parametrize("name", ["pooled-linear", "mlp"])
 def test_pooled_heads_take_every_layout(name: str, shape: tuple[int, ...]) -> None:
     head = build_head(name, shape, 7)
@@ -50,3 +55,52 @@ def test_every_configured_head_exists_and_reaches_its_input(name: str) -> None:
 def test_unknown_head_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean mlp"):
         build_head("mpl", (4,), 3)
+
+
+@pytest.mark.parametrize("classes", [10, 200])
+@pytest.mark.parametrize("shape", [(16, 8, 8), (64, 8, 8), (256, 6, 6), (512, 2, 2), (1, 3, 3)])
+@pytest.mark.parametrize("name", ["conv", "mlp", "mlp-sr"])
+@pytest.mark.parametrize("limit", [100_000, SMALL, 300_000, 10**9])
+def test_a_head_is_narrowed_to_its_limit_and_no_further(
+    limit: int, name: str, shape: tuple[int, ...], classes: int
+) -> None:
+    head, widest = build_head(name, shape, classes, limit=limit), build_head(name, shape, classes)
+    if parameter_count(widest) <= limit:
+        assert [p.shape for p in head.parameters()] == [p.shape for p in widest.parameters()]
+    elif name != "conv" or limit > 100_000:  # a kernel has 9 · C · 32 weights at the least
+        assert parameter_count(head) <= limit
+    assert head.state_dict().keys() == widest.state_dict().keys()
+    assert parameter_count(head) <= parameter_count(widest)
+    assert head(torch.randn(4, *shape)).shape == (4, classes)
+
+
+def test_narrowing_draws_no_random_numbers_and_makes_no_tensor_that_it_drops() -> None:
+    torch.manual_seed(0)
+    narrow = build_head("mlp", (64, 8, 8), 10, limit=100_000)
+    torch.manual_seed(0)
+    again = build_head("mlp", (64, 8, 8), 10, limit=100_000)
+    assert parameter_count(narrow) < parameter_count(build_head("mlp", (64, 8, 8), 10))
+    assert all(torch.equal(a, b) for a, b in zip(narrow.parameters(), again.parameters(), strict=True))
+    torch.manual_seed(0)
+    first = torch.nn.Linear(1024, 64).weight  # the first layer of the narrow head, and no draw before it
+    assert torch.equal(next(narrow.parameters()), first)
+
+
+def test_heads_of_residual_networks_and_transformers_are_as_wide_as_they_can_be() -> None:
+    for name, expected in {
+        "resnet18": [149_002] * 3 + [199_690] * 2 + [330_762] * 2 + [199_690],
+        "vit_b_16": [265_226] * 24,
+    }.items():
+        parts = partition(build_model(name, num_classes=10, in_shape=(3, 32, 32)), torch.zeros(2, 3, 32, 32))
+        heads = [head_behind(module, "mlp", 10) for module in parts.modules[:-1]]
+        assert [parameter_count(head) for head in heads] == expected
+        assert all(
+            parameter_count(head) <= max(SMALL, parameter_count(module))
+            for head, module in zip(heads, parts.modules, strict=False)
+        )
+
+
+def test_names_in_the_state_of_a_head_on_images_are_those_of_its_layers() -> None:
+    assert list(build_head("mlp", (6, 8, 8), 4).state_dict()) == [
+        f"{layer}.{what}" for layer in (2, 4, 6) for what in ("weight", "bias")
+    ]

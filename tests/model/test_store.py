@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ondevice_trgl.errors import DamagedFileError
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, partition
 from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
@@ -33,7 +33,7 @@ class Tied(nn.Module):
 
 
 def saved(parts: Partition, store: ModuleStore) -> list[nn.Module | None]:
-    heads: list[nn.Module | None] = [build_head("mlp", m.out_shape, 3) for m in parts.modules[:-1]]
+    heads: list[nn.Module | None] = [head_behind(m, "mlp", 3) for m in parts.modules[:-1]]
     heads.append(None)
     for index, (module, head) in enumerate(zip(parts.modules, heads, strict=True)):
         store.save(index, module, head, {"epoch": index})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import even_bounds, group
 from ondevice_trgl.model.store import evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain, trace
@@ -34,7 +34,7 @@ def measured_bytes(
     modules = group(chain, bounds).modules
     module = modules[index]
     last = index == len(modules) - 1
-    head = None if last else build_head(config.head, module.out_shape, chain.num_outputs)
+    head = None if last else head_behind(module, config.head, chain.num_outputs)
     objective = Objective(
         module,
         head,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.device.limit import NoLimit
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.errors import BudgetExceededError
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import LocalModule, group
 from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.plan import Rung
@@ -70,7 +70,7 @@ class Scene:
         chain = trace(model, torch.zeros(2, 1, 6, 6))
         partition = group(chain, (0, 2, len(chain.segments)))
         self.module: LocalModule = partition.modules[0]
-        self.head: nn.Module = build_head("mlp", self.module.out_shape, CLASSES)
+        self.head: nn.Module = head_behind(self.module, "mlp", CLASSES)
         self.meter, self.calls = Held(), 0
         self.told: list[Pressure] = []
         self.budget = Budget(1000 * MB, NoLimit(), self.meter)

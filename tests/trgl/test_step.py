@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ondevice_trgl.errors import NonFiniteError
-from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import LocalModule, partition
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.zoo import build_model
@@ -31,7 +31,7 @@ def first_module() -> LocalModule:
 
 def objective(module: LocalModule, tau: float | None = 0.2, norm: str = "mean") -> Objective:
     torch.manual_seed(1)
-    head = build_head("mlp", module.out_shape, 3)
+    head = head_behind(module, "mlp", 3)
     return Objective(module, head, tau=tau, transport="branch", transport_norm=norm, label_smoothing=0.1)
 
 
