@@ -23,6 +23,7 @@ from ondevice_trgl.device.meter import meter_for, own_peak_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import BaselineRequest
+from ondevice_trgl.model.norms import batch_norms
 from ondevice_trgl.model.partition import partition
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask, why_not
@@ -124,7 +125,8 @@ def _measure(request: BaselineRequest) -> BaselineReport:
         torch.set_num_threads(config.threads)
     data, model = load_workload(request.workload, config.seed, request.scratch_dir)
     batch = min(request.batch_size, len(data.train))
-    micro = request.micro_batch(batch)
+    # statistics of one sample are none, or refused
+    micro = request.micro_batch(batch, least=2 if next(batch_norms(model), None) is not None else 1)
     if request.name == "plain":
         steps, validate = _plain(model.to(device), data, config, batch, device)
     else:

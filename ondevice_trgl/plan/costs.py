@@ -65,7 +65,9 @@ class Cost:
     """Bytes of one segment or head, its input not counted."""
 
     parameters: int
+    """Of those that are trained."""
     buffers: int
+    """And parameters that are frozen."""
     largest: int
     """Of its largest parameter."""
     kernel: int
@@ -93,7 +95,7 @@ class Costs:
     input_bytes: int
     """Of one sample."""
     output_bytes: tuple[int, ...]
-    """Boundary activation behind segment i of one sample, fp32."""
+    """Boundary activation behind segment i of one sample, as the network gives it."""
     optimizer: str
     momentum: float
 

@@ -23,6 +23,7 @@ from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.plan.estimate import estimate
+from ondevice_trgl.plan.fewest import check_norms
 from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.guards import outline
@@ -82,6 +83,7 @@ def stage(
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
     with built(made, data, folder, fill) as (chain, release):
+        check_norms(chain)
         reason = ""
         try:
             _write(folder / BLUEPRINT, to_blueprint(chain))

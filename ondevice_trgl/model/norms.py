@@ -1,0 +1,159 @@
+"""Norms that compare values of a channel: which mix samples, and which refuse to train on too few of them.
+
+torch trains no norm on one value a channel. A BatchNorm behind a pool to 1x1 has one of each sample, so that it needs
+two samples at a time.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ondevice_trgl.model.heads import build_head
+from ondevice_trgl.model.trace import Chain
+
+_TRACED = 2
+"""Samples that an auxiliary head is looked at with."""
+_ON = 5
+"""Where torch's functions say whether the statistics are those of the batch."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer that normalises over values of a channel."""
+
+    name: str
+    kind: str
+    sides: tuple[int, ...] | None
+    """Of its input behind the channels; None where that is not known."""
+    least: int | None
+    """Samples that it needs at a time in training; None where no number is enough."""
+    mixes: bool
+    """Whether what it gives depends on the other samples of the batch."""
+
+    def __str__(self) -> str:
+        sides = "" if self.sides is None else f" at {'x'.join(map(str, self.sides)) or 'one position'}"
+        return f"{self.name} ({self.kind}{sides})"
+
+
+def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    """Every BatchNorm layer inside `module`."""
+    yield from (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+
+
+def norms_of(chain: Chain) -> tuple[tuple[Norm, ...], ...]:
+    """By segment, its norms that mix samples or need more than one; reads shapes alone."""
+    batch = next(node.meta["shape"][0] for node in chain.graph.nodes if node.op == "placeholder")
+    return tuple(
+        tuple(norm for node in segment.nodes for norm in _at(node, chain.model, batch)) for segment in chain.segments
+    )
+
+
+@functools.cache
+def norms_of_head(name: str, shape: tuple[int, ...], classes: int) -> tuple[Norm, ...]:
+    """The same of the auxiliary head `name` on activations of `shape`. Raises UnknownNameError, PartitionError."""
+    with torch.device("meta"):  # shapes, no memory
+        head = build_head(name, shape, classes).eval()
+    seen: dict[str, tuple[int, ...]] = {}
+    layers = {path: layer for path, layer in head.named_modules() if isinstance(layer, _BatchNorm | nn.GroupNorm)}
+    for path, layer in layers.items():
+        layer.register_forward_pre_hook(functools.partial(_note, seen, path))
+    if layers:
+        with contextlib.suppress(Exception), torch.no_grad():  # an operator without such a form leaves shapes unknown
+            head(torch.empty(_TRACED, *shape, device="meta"))
+    found = [_layer(f"{path} of head {name!r}", layer, seen.get(path), _TRACED) for path, layer in layers.items()]
+    return tuple(norm for norm in found if norm is not None)
+
+
+def _note(seen: dict[str, tuple[int, ...]], path: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    seen[path] = tuple(args[0].shape)
+
+
+def _at(node: fx.Node, model: nn.Module, batch: int) -> Iterator[Norm]:
+    inputs = node.all_input_nodes
+    shape = inputs[0].meta.get("shape") if inputs else None
+    if node.op == "call_module":
+        target = model.get_submodule(str(node.target))
+        for path, layer in target.named_modules(prefix=str(node.target)):
+            # what a layer does inside is not seen: nor are shapes there
+            norm = _layer(path, layer, shape if layer is target else None, batch)
+            if norm is not None:
+                yield norm
+    elif node.op == "call_function" and shape is not None:
+        norm = _function(node, shape, batch)
+        if norm is not None:
+            yield norm
+
+
+def _layer(name: str, layer: nn.Module, shape: tuple[int, ...] | None, batch: int) -> Norm | None:
+    kind = type(layer).__name__
+    if isinstance(layer, _BatchNorm):
+        is_on = _can_train(layer) or layer.running_mean is None
+        return _over_batch(name, kind, shape, batch) if is_on else None
+    if isinstance(layer, _InstanceNorm) and shape is not None:
+        is_on = not layer.track_running_stats or _can_train(layer)
+        return _over_space(name, kind, shape) if is_on else None
+    if isinstance(layer, nn.GroupNorm) and shape is not None:
+        return _over_groups(name, kind, shape, layer.num_groups, batch)
+    return None
+
+
+def _function(node: fx.Node, shape: tuple[int, ...], batch: int) -> Norm | None:
+    kind = getattr(node.target, "__name__", "")
+    if kind == "batch_norm":
+        is_on = _argument(node, _ON, "training", False) is not False  # a node: the train mode
+        return _over_batch(node.name, kind, shape, batch) if is_on else None
+    if kind == "instance_norm":
+        is_on = _argument(node, _ON, "use_input_stats", True) is not False
+        return _over_space(node.name, kind, shape) if is_on else None
+    if kind == "group_norm" and isinstance(groups := _argument(node, 1, "num_groups", None), int):
+        return _over_groups(node.name, kind, shape, groups, batch)
+    return None
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _over_batch(name: str, kind: str, shape: tuple[int, ...] | None, batch: int) -> Norm:
+    if shape is None:
+        return Norm(name, kind, None, 2, mixes=True)
+    values = math.prod(shape) // shape[1] if len(shape) > 1 else shape[0]
+    return Norm(name, kind, shape[2:], _samples_for_two(values, batch), mixes=True)
+
+
+def _over_space(name: str, kind: str, shape: tuple[int, ...]) -> Norm | None:
+    return Norm(name, kind, shape[2:], None, mixes=False) if math.prod(shape[2:]) == 1 else None
+
+
+def _over_groups(name: str, kind: str, shape: tuple[int, ...], groups: int, batch: int) -> Norm | None:
+    """torch counts values over the whole batch, though it compares those of one sample."""
+    least = _samples_for_two(math.prod(shape) // groups, batch)
+    return Norm(name, kind, shape[2:], least, mixes=False) if least > 1 else None
+
+
+def _samples_for_two(values: int, batch: int) -> int:
+    """Samples that give two values, where `batch` give `values`."""
+    return max(1, -(-2 * batch // max(1, values)))
+
+
+def _can_train(layer: nn.Module) -> bool:
+    """Whether train mode reaches `layer`: a frozen one may override `train`."""
+    before = layer.training
+    try:
+        return layer.train(True).training
+    finally:
+        layer.training = before
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether `module` has parameters, and none of them is to be trained."""
+    parameters: list[Tensor] = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
