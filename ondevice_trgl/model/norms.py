@@ -37,6 +37,8 @@ class Norm:
     """Samples that it needs at a time in training; None where no number is enough."""
     mixes: bool
     """Whether what it gives depends on the other samples of the batch."""
+    always: bool = False
+    """Whether that holds in eval mode too."""
 
     def __str__(self) -> str:
         sides = "" if self.sides is None else f" at {'x'.join(map(str, self.sides)) or 'one position'}"
@@ -95,8 +97,8 @@ def _at(node: fx.Node, model: nn.Module, batch: int) -> Iterator[Norm]:
 def _layer(name: str, layer: nn.Module, shape: tuple[int, ...] | None, batch: int) -> Norm | None:
     kind = type(layer).__name__
     if isinstance(layer, _BatchNorm):
-        is_on = _can_train(layer) or layer.running_mean is None
-        return _over_batch(name, kind, shape, batch) if is_on else None
+        always = layer.running_mean is None
+        return _over_batch(name, kind, shape, batch, always=always) if always or _can_train(layer) else None
     if isinstance(layer, _InstanceNorm) and shape is not None:
         is_on = not layer.track_running_stats or _can_train(layer)
         return _over_space(name, kind, shape) if is_on else None
@@ -108,8 +110,8 @@ def _layer(name: str, layer: nn.Module, shape: tuple[int, ...] | None, batch: in
 def _function(node: fx.Node, shape: tuple[int, ...], batch: int) -> Norm | None:
     kind = getattr(node.target, "__name__", "")
     if kind == "batch_norm":
-        is_on = _argument(node, _ON, "training", False) is not False  # a node: the train mode
-        return _over_batch(node.name, kind, shape, batch) if is_on else None
+        is_on = _argument(node, _ON, "training", False)  # or a node: the train mode
+        return None if is_on is False else _over_batch(node.name, kind, shape, batch, always=is_on is True)
     if kind == "instance_norm":
         is_on = _argument(node, _ON, "use_input_stats", True) is not False
         return _over_space(node.name, kind, shape) if is_on else None
@@ -122,11 +124,11 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def _over_batch(name: str, kind: str, shape: tuple[int, ...] | None, batch: int) -> Norm:
+def _over_batch(name: str, kind: str, shape: tuple[int, ...] | None, batch: int, *, always: bool) -> Norm:
     if shape is None:
-        return Norm(name, kind, None, 2, mixes=True)
+        return Norm(name, kind, None, 2, True, always)
     values = math.prod(shape) // shape[1] if len(shape) > 1 else shape[0]
-    return Norm(name, kind, shape[2:], _samples_for_two(values, batch), mixes=True)
+    return Norm(name, kind, shape[2:], _samples_for_two(values, batch), True, always)
 
 
 def _over_space(name: str, kind: str, shape: tuple[int, ...]) -> Norm | None:
@@ -136,7 +138,7 @@ def _over_space(name: str, kind: str, shape: tuple[int, ...]) -> Norm | None:
 def _over_groups(name: str, kind: str, shape: tuple[int, ...], groups: int, batch: int) -> Norm | None:
     """torch counts values over the whole batch, though it compares those of one sample."""
     least = _samples_for_two(math.prod(shape) // groups, batch)
-    return Norm(name, kind, shape[2:], least, mixes=False) if least > 1 else None
+    return Norm(name, kind, shape[2:], least, mixes=False, always=True) if least > 1 else None
 
 
 def _samples_for_two(values: int, batch: int) -> int:
@@ -151,9 +153,3 @@ def _can_train(layer: nn.Module) -> bool:
         return layer.train(True).training
     finally:
         layer.training = before
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Whether `module` has parameters, and none of them is to be trained."""
-    parameters: list[Tensor] = list(module.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

@@ -181,6 +181,12 @@ def is_evicted(module: nn.Module) -> bool:
     return bool(parameters) and all(p.numel() == 0 for p in parameters)
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Whether `module` has parameters, and none of them is to be trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
 def bytes_in(tensors: Iterable[Tensor]) -> int:
     """Bytes of `tensors`, also of those that are evicted."""
     return sum(math.prod(shape_of(tensor)) * tensor.element_size() for tensor in tensors)

@@ -35,7 +35,8 @@ class Fewest:
 
     def _worst(self, start: int, stop: int) -> Norm | None:
         """The norm that asks for most samples there, and for more than one; None where there is none."""
-        own = sum(self._norms[start:stop], ()) if any(self._trained[start:stop]) else ()
+        trains = any(self._trained[start:stop])  # else it stays in eval mode
+        own = [norm for norm in sum(self._norms[start:stop], ()) if trains or norm.always]
         asking = [norm for norm in (*own, *self._of_head(stop)) if norm.least is not None and norm.least > 1]
         return max(asking, key=lambda norm: norm.least or 0, default=None)
 

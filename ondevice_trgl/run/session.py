@@ -16,7 +16,7 @@ from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.tree import TreeMeter
 from ondevice_trgl.errors import TrglError
-from ondevice_trgl.model.store import evict, parameter_count
+from ondevice_trgl.model.store import evict, is_frozen, parameter_count
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
@@ -127,7 +127,11 @@ class Session:
     def _report(self, scheduler: Scheduler, seconds_before: float, status: str, message: str = "") -> Report:
         p = self.opened
         measured = [
-            dataclasses.replace(Position.from_dict(p.store.position(k)).measured, params=parameter_count(module, head))
+            dataclasses.replace(
+                Position.from_dict(p.store.position(k)).measured,
+                params=parameter_count(module, head),
+                frozen=is_frozen(module),
+            )
             for k, (module, head) in enumerate(zip(p.partition.modules, p.heads, strict=True))
         ]
         labels = self.data["val"].labels if "val" in self.data else None

@@ -18,7 +18,7 @@ from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
 from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.model.store import aliases_of, evict, state_of
+from ondevice_trgl.model.store import aliases_of, evict, is_frozen, parameter_count, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.weights import read_weights
@@ -83,6 +83,7 @@ def stage(
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
     with built(made, data, folder, fill) as (chain, release):
+        _check_trained(chain)
         check_norms(chain)
         reason = ""
         try:
@@ -102,6 +103,18 @@ def stage(
     values = {**record.to_dict(), "data": outline(data), "no_blueprint": reason}
     _write(folder / RECORD, {"format": FORMAT, **values})
     return chain
+
+
+def _check_trained(chain: Chain) -> None:
+    """Raises UsageError where nothing that the network uses is to be trained."""
+    used, name = LocalModule.of(chain, 0, len(chain.segments)), type(chain.model).__name__
+    count = parameter_count(used)
+    if not count or is_frozen(used):
+        frozen = f"all {count} parameters of {name} are frozen (requires_grad = False)"
+        raise UsageError(
+            f"nothing to train: {frozen if count else f'{name} has no parameters'}",
+            hint="set requires_grad_(True) on the layers that are to learn",
+        )
 
 
 def measure(chain: Chain, config: TrainConfig, folder: Path) -> None:

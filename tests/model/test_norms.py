@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ondevice_trgl.model.heads import build_head
-from ondevice_trgl.model.norms import is_frozen, norms_of, norms_of_head
+from ondevice_trgl.model.norms import norms_of, norms_of_head
 from ondevice_trgl.model.trace import trace
 
 
@@ -93,11 +93,3 @@ def test_heads_say_what_they_do(name: str, side: int) -> None:
     assert any(norm.least == 2 for norm in found) == refuses
     assert all(norm.mixes for norm in found)
     assert bool(found) == (name in ("conv", "mlp-sr"))
-
-
-def test_frozen_is_what_has_nothing_to_train() -> None:
-    layer = nn.Linear(2, 2)
-    assert not is_frozen(layer)
-    assert is_frozen(layer.requires_grad_(False))
-    assert not is_frozen(nn.Sequential(layer, nn.Linear(2, 2)))
-    assert not is_frozen(nn.ReLU())

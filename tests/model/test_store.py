@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.partition import Partition, partition
-from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, state_of
+from ondevice_trgl.model.store import ModuleStore, aliases_of, evict, is_frozen, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.zoo import build_model
 
@@ -143,3 +143,11 @@ def test_a_run_of_another_model_cannot_be_assembled(tmp_path: Path) -> None:
 def test_a_position_that_is_not_there_is_empty(tmp_path: Path) -> None:
     write_tensors(tmp_path / "000.safetensors", {"module.x": torch.ones(1)})
     assert ModuleStore(tmp_path).position(0) == {}
+
+
+def test_frozen_is_what_has_nothing_to_train() -> None:
+    layer = nn.Linear(2, 2)
+    assert not is_frozen(layer)
+    assert is_frozen(layer.requires_grad_(False))
+    assert not is_frozen(nn.Sequential(layer, nn.Linear(2, 2)))
+    assert not is_frozen(nn.ReLU())
