@@ -29,11 +29,16 @@ def traced(model: nn.Module, source: Source) -> Chain:
             chain = trace(model, _ids(source))
             if any(_looks_up(node, chain) for node in chain.graph.nodes):
                 return chain
-    try:
-        return trace(model, _first(source))
-    except PartitionError:
-        with _explained(model):
-            return trace(model, _ids(source))
+    with _explained(model):
+        try:
+            return trace(model, _first(source))
+        except PartitionError as refused:
+            try:
+                return trace(model, _ids(source))
+            except PartitionError:
+                if tables:
+                    raise
+                raise refused from None
 
 
 def check_ids(chain: Chain, data: Mapping[str, Source]) -> None:

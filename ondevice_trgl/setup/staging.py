@@ -14,7 +14,7 @@ from torch import nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import UsageError
+from ondevice_trgl.errors import PartitionError, UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
 from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.partition import LocalModule
@@ -84,6 +84,7 @@ def stage(
     """
     with built(made, data, folder, fill) as (chain, release):
         _check_trained(chain)
+        _check_dense(chain)
         check_norms(chain)
         reason = ""
         try:
@@ -115,6 +116,16 @@ def _check_trained(chain: Chain) -> None:
             f"nothing to train: {frozen if count else f'{name} has no parameters'}",
             hint="set requires_grad_(True) on the layers that are to learn",
         )
+
+
+def _check_dense(chain: Chain) -> None:
+    """Raises PartitionError for a table whose gradient would be sparse, which no update here takes."""
+    for name, layer in chain.model.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad:
+            raise PartitionError(
+                f"{name} ({type(layer).__name__}) has sparse = True; updates here take dense gradients",
+                hint="make it with sparse=False, which learns the same",
+            )
 
 
 def measure(chain: Chain, config: TrainConfig, folder: Path) -> None:

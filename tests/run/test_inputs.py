@@ -135,8 +135,20 @@ def test_what_is_no_id_where_ids_are_looked_up() -> None:
     ids, labels = words(20).tensors
     with pytest.raises(PartitionError, match="give them as whole numbers"):
         traced(Text(), image_set(TensorDataset(ids.float(), labels)))
+    pixels = TensorDataset(torch.zeros(9, 2, 6, 6, dtype=torch.uint8), labels[:9])
+    with pytest.raises(PartitionError, match="to have 1 channels, but got 2"):
+        traced(net(), image_set(pixels))
     with pytest.raises(PartitionError, match=r"its weights are torch.float64.*model.float\(\)"):
         traced(net().double(), image_set(samples(9)))
+
+
+def test_a_table_with_sparse_gradients_is_refused_unless_it_is_frozen(fit: Fit) -> None:
+    model = Text()
+    model.table = nn.Embedding(WORDS, 16, sparse=True)
+    with pytest.raises(PartitionError, match=r"table \(Embedding\) has sparse = True"):
+        fit("run", model=model, train=words(20), val=None, test=None, modules=2)
+    model.table.weight.requires_grad_(False)
+    assert fit("run", model=model, train=words(20), val=None, test=None, modules=2).status == "completed"
 
 
 def test_a_set_without_whole_numbers_is_not_read_as_such() -> None:
