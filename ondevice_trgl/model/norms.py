@@ -4,7 +4,6 @@ torch trains no norm on one value a channel. A BatchNorm behind a pool to 1x1 ha
 two samples at a time.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ondevice_trgl.model.heads import build_head
 from ondevice_trgl.model.trace import Chain
 
-_TRACED = 2
+_SAMPLES = 2
 """Samples that an auxiliary head is looked at with."""
 _ON = 5
 """Where torch's functions say whether the statistics are those of the batch."""
@@ -61,21 +60,32 @@ def norms_of(chain: Chain) -> tuple[tuple[Norm, ...], ...]:
 @functools.cache
 def norms_of_head(name: str, shape: tuple[int, ...], classes: int) -> tuple[Norm, ...]:
     """The same of the auxiliary head `name` on activations of `shape`. Raises UnknownNameError, PartitionError."""
-    with torch.device("meta"):  # shapes, no memory
-        head = build_head(name, shape, classes).eval()
-    seen: dict[str, tuple[int, ...]] = {}
-    layers = {path: layer for path, layer in head.named_modules() if isinstance(layer, _BatchNorm | nn.GroupNorm)}
-    for path, layer in layers.items():
-        layer.register_forward_pre_hook(functools.partial(_note, seen, path))
-    if layers:
-        with contextlib.suppress(Exception), torch.no_grad():  # an operator without such a form leaves shapes unknown
-            head(torch.empty(_TRACED, *shape, device="meta"))
-    found = [_layer(f"{path} of head {name!r}", layer, seen.get(path), _TRACED) for path, layer in layers.items()]
-    return tuple(norm for norm in found if norm is not None)
+    with torch.device("meta"):  # to be looked at: no tensor is made
+        head = build_head(name, shape, classes)
+    if not any(isinstance(layer, _BatchNorm | nn.GroupNorm) for layer in head.modules()):
+        return ()
+    found, at = [], (_SAMPLES, *shape)
+    for path, layer in head.named_children():
+        norm = _layer(f"{path} of head {name!r}", layer, at, _SAMPLES)
+        found += [] if norm is None else [norm]
+        at = _behind(layer, at)
+    return tuple(found)
 
 
-def _note(seen: dict[str, tuple[int, ...]], path: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-    seen[path] = tuple(args[0].shape)
+def _behind(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `layer` of a head gives. Nothing is computed: meta tensors would import sympy to do so, 80 MB."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        assert not isinstance(layer.padding, str)
+        steps = zip(shape[2:], layer.kernel_size, layer.padding, layer.stride, layer.dilation, strict=True)
+        return (shape[0], layer.out_channels, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in steps))
+    if isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+        sides: Any = layer.output_size
+        return (*shape[:2], *(sides if isinstance(sides, tuple) else (sides,) * (len(shape) - 2)))
+    if isinstance(layer, nn.Linear):
+        return (*shape[:-1], layer.out_features)
+    if isinstance(layer, _BatchNorm | nn.GroupNorm | nn.ReLU):
+        return shape
+    return tuple(layer(torch.zeros(()).expand(shape)).shape)  # what moves axes, of which one element is all there is
 
 
 def _at(node: fx.Node, model: nn.Module, batch: int) -> Iterator[Norm]:

@@ -116,7 +116,7 @@ def _head(name: str, shape: tuple[int, ...], classes: int) -> Cost:
 def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
     module.train()
     small, large = (_once(module, run, (batch, *shape), dtype, inner=True) for batch in (SMALL, LARGE))
-    first = [_once(module, run, (batch, *shape), dtype, inner=False).backward for batch in (SMALL, LARGE)]
+    first = [_once(module, run, (batch, *shape), dtype, inner=False) for batch in (SMALL, LARGE)]
     sizes = {p: p.numel() * p.element_size() for p in module.parameters()}
     trained = [size for p, size in sizes.items() if p.requires_grad]  # what is frozen has no gradient, as a buffer
     parameters = sum(trained)
@@ -131,7 +131,7 @@ def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torc
         keeps_input=large.keeps_input,
         forward_peak=Envelope.through(small.forward, large.forward),
         backward_peak=Envelope.through(small.backward, large.backward),
-        entry_peak=Envelope.through(*first),
+        entry_peak=Envelope.through(*(one.backward if trained else one.forward for one in first)),
     )
 
 

@@ -92,7 +92,9 @@ def make_plan(
         )
     smallest = planner.smallest()
     needs = [planner.fewest.worst(a, b) for a, b in pairwise(smallest.bounds)]
-    raise refusal(chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes, needs)
+    raise refusal(
+        chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes, needs, exact=planner.exact
+    )
 
 
 class Planner:

@@ -99,17 +99,23 @@ def refusal(
     budget: int,
     floor: int,
     norms: Sequence[Norm | None],
+    *,
+    exact: bool,
 ) -> BudgetInfeasibleError:
     """The error that names the module which is too large, what it needs, and the ways out.
 
-    `norms` are those that keep each module from smaller micro-batches, if any.
+    `norms` are those that keep each module from smaller micro-batches, if any; `exact` as in `reasons_for`.
     """
     worst = max(range(len(ladders)), key=lambda k: ladders[k][-1].peak_bytes)
     rung, segments = ladders[worst][-1], chain.segments[bounds[worst] : bounds[worst + 1]]
     needed = -(-rung.peak_bytes // 1_000_000) * 1_000_000
     below = " (the floor alone is above it)" if budget < floor else ""
     norm = norms[worst]
-    no_less = "" if norm is None else f"; {norm} cannot train on fewer than {norm.least} samples at a time"
+    no_less = ""
+    if norm is not None:
+        no_less = f"; {norm} cannot train on fewer than {norm.least} samples at a time"
+    elif not exact and config.micro_batch == "auto" and rung.micro_batch_size in (2, 3):
+        no_less = "; there are no micro-batches of one sample, since BatchNorm has no statistics of one"
     pinned = [
         f"--{name} auto"
         for name, value in (("modules", config.modules), ("micro-batch", config.micro_batch))

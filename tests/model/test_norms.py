@@ -80,6 +80,19 @@ def test_it_names_layer_kind_and_size() -> None:
     assert str(norm) == "norm (BatchNorm2d at 1x1)"
 
 
+def test_looking_at_a_head_imports_next_to_nothing(run_python: Callable[..., str]) -> None:
+    """What it imports stays in the process that plans, which may be the one that trains."""
+    source = "; ".join(
+        (
+            "import sys",
+            "from ondevice_trgl.model.norms import norms_of_head",
+            "assert norms_of_head('mlp-sr', (512, 8, 8), 3)",
+            "print('sympy' in sys.modules, 'torch._dynamo' in sys.modules)",
+        )
+    )
+    assert run_python(source).split() == ["False", "False"]
+
+
 @pytest.mark.parametrize("name", ["pooled-linear", "conv", "mlp", "mlp-sr"])
 @pytest.mark.parametrize("side", [1, 3, 8, 16])
 def test_heads_say_what_they_do(name: str, side: int) -> None:

@@ -108,6 +108,8 @@ def test_a_refusal_for_want_of_memory_says_that_a_norm_is_in_the_way() -> None:
     chain = blocks(Groups(8), Groups(8))
     with pytest.raises(BudgetInfeasibleError, match=r"1x1\) cannot train on fewer than 2 samples at a time"):
         plan(chain, FLOOR + 1, modules=1)
+    with pytest.raises(BudgetInfeasibleError, match="no micro-batches of one sample"):
+        plan(blocks(nn.BatchNorm2d(8), nn.BatchNorm2d(8)), FLOOR + 1, batch_size=2, modules="auto")
     with pytest.raises(BudgetInfeasibleError) as caught:
         plan(blocks(PlainNorm(), PlainNorm()), FLOOR + 1)
     assert "samples at a time" not in str(caught.value)
