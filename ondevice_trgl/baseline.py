@@ -17,12 +17,14 @@ from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.bundle import DataBundle
+from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.device.meter import meter_for, own_peak_rss
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import BaselineRequest
+from ondevice_trgl.model.norms import batch_norms
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.partition import segments_of
 from ondevice_trgl.model.trace import trace
@@ -30,6 +32,7 @@ from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask, why_not
 from ondevice_trgl.report.model import BASELINES, BaselineReport
 from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
+from ondevice_trgl.run.inputs import traced
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.units import format_size
@@ -126,11 +129,15 @@ def _measure(request: BaselineRequest) -> BaselineReport:
         torch.set_num_threads(config.threads)
     data, model = load_workload(request.workload, config.seed, request.scratch_dir)
     batch = min(request.batch_size, len(data.train))
-    micro = request.micro_batch(batch)
+    # statistics of one sample are none, or refused
+    micro = request.micro_batch(batch, least=2 if next(batch_norms(model), None) is not None else 1)
+    # what is no whole number is float32, without a trace that plain training has no need of
+    dtype = torch.float32 if data.train.whole is None else traced(model, data.train).in_dtype
     if request.name == "plain":
-        steps, validate = _plain(model.to(device), data, config, batch, device)
+        steps, validate = _plain(model.to(device), data, config, batch, device, dtype)
     else:
-        steps, validate = _tuned(model, data, config, batch, micro, device, checkpoint=request.name == "e2e_checkpoint")
+        checkpoint = request.name == "e2e_checkpoint"
+        steps, validate = _tuned(model, data, config, batch, micro, device, dtype, checkpoint=checkpoint)
         release_memory()  # as the module-wise run does before it trains
         release_code_pages()
     floor = meter.current_bytes()
@@ -160,7 +167,24 @@ Work = tuple[Iterator[None], Callable[[], None]]
 """Steps without end, each done as it is asked for, and one batch of validation, which belongs to the peak."""
 
 
-def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, device: torch.device) -> Work:
+class _Samples:
+    """A map-style dataset of what `source` has, read as `dtype`."""
+
+    def __init__(self, source: ImageSet, dtype: torch.dtype) -> None:
+        self._source, self._dtype = source, dtype
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        out = torch.empty(1, *self._source.shape, dtype=self._dtype)
+        labels = self._source.read([index], out)
+        return out[0], int(labels[0])
+
+
+def _plain(
+    model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, device: torch.device, dtype: torch.dtype
+) -> Work:
     from torch.utils.data import DataLoader
 
     rate, decay = config.learning_rate, config.weight_decay
@@ -170,7 +194,7 @@ def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, 
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     name = type(model).__name__
-    train = DataLoader(data.train, batch_size=batch, shuffle=True, drop_last=True)
+    train: DataLoader[Any] = DataLoader(_Samples(data.train, dtype), batch_size=batch, shuffle=True, drop_last=True)  # type: ignore[arg-type]
 
     def steps() -> Iterator[None]:
         model.train()
@@ -186,7 +210,8 @@ def _plain(model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, 
     @torch.no_grad()
     def validate() -> None:
         model.eval()
-        images, _ = next(iter(DataLoader(data.val, batch_size=batch)))
+        val: DataLoader[Any] = DataLoader(_Samples(data.val, dtype), batch_size=batch)  # type: ignore[arg-type]
+        images, _ = next(iter(val))
         model(images.to(device))
 
     return steps(), validate
@@ -199,6 +224,7 @@ def _tuned(
     batch: int,
     micro: int,
     device: torch.device,
+    dtype: torch.dtype,
     *,
     checkpoint: bool,
 ) -> Work:
@@ -209,12 +235,11 @@ def _tuned(
 
     forward: Callable[[Tensor], Tensor] = whole
     if checkpoint:
-        forward = checkpointed(segments_of(trace(model, torch.zeros(2, *data.input_shape))))
+        forward = checkpointed(segments_of(trace(model, torch.zeros(2, *data.input_shape, dtype=dtype))))
     model.to(device).train()
-    optimizer = Optimizer(
-        config.optimizer, dict(model.named_parameters()), momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    buffer = buffer_for(micro, data.input_shape, torch.float32)
+    trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = Optimizer(config.optimizer, trained, momentum=config.momentum, weight_decay=config.weight_decay)
+    buffer = buffer_for(micro, data.input_shape, dtype)
 
     def steps() -> Iterator[None]:
         epoch = 0

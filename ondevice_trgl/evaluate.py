@@ -21,6 +21,7 @@ from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.evaluation import Evaluation
 from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
+from ondevice_trgl.run.inputs import check_ids
 from ondevice_trgl.run.opening import fresh_head, network_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
@@ -61,11 +62,13 @@ def evaluate(
     ):
         bundle = load_bundle(workload, seed, scratch)
         _check_kind(workload, bundle, report)
-        chain = network_of(trained.run, lambda: build_for(workload, bundle, seed), bundle.input_shape, scratch)
+        test = sources(None, None, bundle.test)["test"]
+        chain = network_of(trained.run, lambda: build_for(workload, bundle, seed), test, scratch)
+        check_ids(chain, {"test": test})
         partition = group(chain, plan.bounds)
         heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_modules)]
         evict(*partition.modules, *heads)
-        store, test = ModuleStore(trained.run.modules), sources(None, None, bundle.test)["test"]
+        store = ModuleStore(trained.run.modules)
         is_meant = budget is not None or meter.kind == report.budget_kind
         held = Budget(budget_bytes, limit_for(device) if is_meant and config.enforce else NoLimit(), meter)
         measured = Evaluation(partition, heads, plan, store, test, scratch, device, held).run(

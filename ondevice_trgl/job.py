@@ -73,9 +73,10 @@ class BaselineRequest:
     accumulate: int = 1
     """Micro-batches that a batch is cut into; where it does not divide, the most that it can be cut into below that."""
 
-    def micro_batch(self, batch_size: int) -> int:
-        """Samples in memory at once, of batches that have `batch_size`."""
-        return batch_size // max(count for count in range(1, self.accumulate + 1) if batch_size % count == 0)
+    def micro_batch(self, batch_size: int, least: int = 1) -> int:
+        """Samples in memory at once, of batches that have `batch_size`: `least` or more, where those have."""
+        counts = (count for count in range(1, self.accumulate + 1) if batch_size % count == 0)
+        return batch_size // max(count for count in counts if count == 1 or batch_size // count >= least)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON-ready values."""

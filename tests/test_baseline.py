@@ -196,4 +196,5 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
 def test_a_batch_is_cut_into_the_most_that_divide_it(tmp_path: Path, batch: int, accumulate: int, micro: int) -> None:
     asked = request(tmp_path, "e2e_accumulate", batch_size=batch, accumulate=accumulate)
     assert asked.micro_batch(batch) == micro
+    assert asked.micro_batch(batch, least=2) == max(micro, min(batch, 2))
     assert BaselineRequest.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked

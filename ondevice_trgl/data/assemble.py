@@ -13,7 +13,7 @@ from ondevice_trgl.data.images import ImageSet, StoredSet, pixel_stats
 from ondevice_trgl.data.records import Records, keep_records
 from ondevice_trgl.data.source import Part, Source
 from ondevice_trgl.data.splits import check_labels, tenth
-from ondevice_trgl.data.user import UserSet, fingerprint, scan, stated_classes
+from ondevice_trgl.data.user import Scanned, UserSet, fingerprint, scan, stated_classes
 from ondevice_trgl.errors import DataError
 
 _SPLITS = ("train", "val", "test")
@@ -78,11 +78,12 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
     if not 1 <= len(parts) <= 3:
         raise DataError(f"{asked.name} returned {len(parts)} datasets; expected a dataset or (train, val[, test])")
     given: tuple[int, ...] | None = None
-    labels: list[Tensor] = []
+    scanned: list[Scanned] = []
     for dataset, split in zip(parts, _SPLITS, strict=False):
-        some, given = scan(dataset, name=f"{asked.name} ({split})", shape=given)
-        labels.append(some)
+        scanned.append(scan(dataset, name=f"{asked.name} ({split})", shape=given))
+        given = scanned[-1].shape
     assert given is not None
+    labels = [one.labels for one in scanned]
     classes = stated_classes(parts[0]) or tuple(map(str, range(int(labels[0].max()) + 1)))
     for some, split in zip(labels, _SPLITS, strict=False):
         check_labels(some, len(classes), what=f"{asked.name} ({split})")
@@ -104,7 +105,8 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
         digest.update(bytes_of(own))
         sets[split] = UserSet(
             parts[index], own, positions,
-            given=given, shape=shape, num_classes=len(classes), name=f"{asked.name} ({split})",
+            given=given, shape=shape, num_classes=len(classes), whole=scanned[index].whole,
+            name=f"{asked.name} ({split})",
         )  # fmt: skip
     return _bundle(asked, f"datasets of {asked.name}", classes, given, sets, digest)
 

@@ -21,6 +21,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     `set[i]` gives (float32 tensor of `shape`, int label), read through the same path as a batch.
     """
 
+    whole: tuple[int, int] | None = None
+    """Lowest and highest number in the inputs, where all are whole: ids, as far as a network looks them up."""
+
     def __init__(self, labels: Tensor, shape: tuple[int, ...]) -> None:
         self.labels = labels
         self.shape = shape
@@ -39,14 +42,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
         """Fill `out[:len(indices)]` with those inputs and return their labels, int64.
 
-        `out` is float32 (at least len(indices), *shape), on any device. Safe to call from several threads.
+        `out` is float32 (at least len(indices), *shape), on any device; or int64, where inputs are whole numbers, which
+        then come as they are. Safe to call from several threads.
         Raises IndexError and ValueError where the arguments do not fit.
         """
         wanted = [int(index) for index in indices]
         if wanted and (min(wanted) < 0 or max(wanted) >= len(self)):
             bad = next(index for index in wanted if not 0 <= index < len(self))
             raise IndexError(f"index {bad} is not in 0..{len(self) - 1}")
-        if out.dtype != torch.float32 or tuple(out.shape[1:]) != self.shape or len(out) < len(wanted):
+        fits = out.dtype == torch.float32 or (out.dtype == torch.int64 and self.whole is not None)
+        if not fits or tuple(out.shape[1:]) != self.shape or len(out) < len(wanted):
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}; expected torch.float32 of at least"
                 f" {(len(wanted), *self.shape)}"

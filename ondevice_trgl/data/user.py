@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class UserSet(ImageSet):
 
     `positions` (int64) picks samples; `labels` (int64) are the labels at those. Inputs are delivered as float32 and
     otherwise as they come: bytes become 0..1, nothing is normalised. `shape` may differ from the `given` one in
-    height and width (bilinear) and repeat a single channel.
+    height and width (bilinear) and repeat a single channel. Whole numbers are delivered as they are where int64 is
+    asked for.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class UserSet(ImageSet):
         given: tuple[int, ...],
         shape: tuple[int, ...],
         num_classes: int,
+        whole: tuple[int, int] | None = None,
         name: str = "dataset",
     ) -> None:
         super().__init__(labels, shape)
+        self.whole = whole if shape == given else None
         self._dataset, self._positions, self._given = dataset, positions.tolist(), given
         self._num_classes, self._name = num_classes, name
 
@@ -47,7 +50,7 @@ class UserSet(ImageSet):
         labels = []
         for row, index in enumerate(indices):
             position = self._positions[index]
-            value, label = read_sample(self._dataset, position, self._given, name=self._name)
+            value, label = read_sample(self._dataset, position, self._given, name=self._name, dtype=out.dtype)
             if not 0 <= label < self._num_classes:
                 raise DataError(
                     f"{self._name}: the label of sample {position} is {label}; expected 0..{self._num_classes - 1}"
@@ -59,8 +62,28 @@ class UserSet(ImageSet):
         return torch.tensor(labels, dtype=torch.int64)
 
 
-def read_sample(dataset: Any, position: int, shape: tuple[int, ...] | None, *, name: str) -> tuple[Tensor, int]:
-    """Sample `position` as (float32 tensor, label). Raises DataError where it is no such pair, or not of `shape`."""
+def read_sample(
+    dataset: Any, position: int, shape: tuple[int, ...] | None, *, name: str, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, int]:
+    """Sample `position` as (tensor, label): float32, bytes as 0..1; or whole numbers as they are, int64.
+
+    Raises DataError where it is no such pair, or not of `shape`.
+    """
+    value, number = _sample(dataset, position, shape, name=name)
+    if dtype == torch.int64:
+        if not _is_whole(value):
+            raise DataError(f"sample {position} of {name} is {value.dtype}; expected whole numbers, as in the others")
+        return value.to(dtype), number
+    scaled = value.to(torch.float32)
+    return (scaled / 255 if value.dtype == torch.uint8 else scaled), number
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+def _sample(dataset: Any, position: int, shape: tuple[int, ...] | None, *, name: str) -> tuple[Tensor, int]:
+    """Sample `position` as it comes."""
     where = f"sample {position} of {name}"
     sample = dataset[position]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
@@ -80,8 +103,7 @@ def read_sample(dataset: Any, position: int, shape: tuple[int, ...] | None, *, n
         number = operator.index(label)  # a whole number, also numpy's, and a tensor that holds one
     except TypeError:
         raise DataError(f"the label of {where} is {label!r}; expected a whole number") from None
-    scaled = value.to(torch.float32)
-    return (scaled / 255 if value.dtype == torch.uint8 else scaled), number
+    return value, number
 
 
 def _described(value: Any) -> str:
@@ -93,8 +115,18 @@ def _times(shape: Any) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
-def scan(dataset: Any, *, name: str, shape: tuple[int, ...] | None = None) -> tuple[Tensor, tuple[int, ...]]:
-    """The labels (int64) of a map-style dataset and the shape of its inputs, in one pass over every sample.
+class Scanned(NamedTuple):
+    """What one pass over a dataset shows."""
+
+    labels: Tensor
+    """int64 (N,)"""
+    shape: tuple[int, ...]
+    whole: tuple[int, int] | None
+    """Lowest and highest number in the inputs, where all are whole."""
+
+
+def scan(dataset: Any, *, name: str, shape: tuple[int, ...] | None = None) -> Scanned:
+    """Labels of a map-style dataset, shape and kind of its inputs, in one pass over every sample.
 
     Raises DataError where it is not map-style, is empty, or a sample is malformed or not of `shape`.
     """
@@ -106,12 +138,16 @@ def scan(dataset: Any, *, name: str, shape: tuple[int, ...] | None = None) -> tu
     if len(dataset) == 0:
         raise DataError(f"{name} is empty; expected at least one sample")
     labels = torch.empty(len(dataset), dtype=torch.int64)
+    lowest, highest, whole = 0, 0, True
     for position in range(len(dataset)):
-        value, label = read_sample(dataset, position, shape, name=name)
+        value, label = _sample(dataset, position, shape, name=name)
         shape = tuple(value.shape)
         labels[position] = label
+        whole = whole and _is_whole(value)
+        if whole and value.numel():
+            lowest, highest = min(lowest, int(value.min())), max(highest, int(value.max()))
     assert shape is not None
-    return labels, shape
+    return Scanned(labels, shape, (lowest, highest) if whole else None)
 
 
 def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = None) -> ImageSet:
@@ -122,13 +158,15 @@ def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = 
     """
     if isinstance(dataset, ImageSet):
         return dataset
-    labels, shape = scan(dataset, name=name)
+    labels, shape, whole = scan(dataset, name=name)
     if num_classes is None:
         names = stated_classes(dataset)
         num_classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, num_classes, what=name)
     positions = torch.arange(len(labels))
-    return UserSet(dataset, labels, positions, given=shape, shape=shape, num_classes=num_classes, name=name)
+    return UserSet(
+        dataset, labels, positions, given=shape, shape=shape, num_classes=num_classes, whole=whole, name=name
+    )
 
 
 def stated_classes(dataset: Any) -> tuple[str, ...] | None:

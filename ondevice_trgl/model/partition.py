@@ -52,6 +52,8 @@ class LocalModule(PlainGraphModule):
     channel_axis: int
     """Of `out_shape`, and `head_limit`: as the last segment has them."""
     head_limit: int
+    frozen: bool
+    """Whether it has parameters and trains none: `requires_grad` is off, or forward uses them without gradients."""
     branches: tuple[Residual, ...]
     """Residual adds inside, their nodes being those of `self.graph`."""
     stretches: tuple[tuple[fx.Node, fx.Node], ...]
@@ -109,7 +111,25 @@ class LocalModule(PlainGraphModule):
             if r.branch in copies and r.shortcut in copies
         )
         module.stretches = tuple(stretches)
+        module.frozen = next(module.parameters(), None) is not None and not _learns(module)
         return module
+
+
+def _learns(module: LocalModule) -> bool:
+    """Whether the output has a gradient, where the input has none."""
+    layers = dict(module.named_modules())
+    with_gradient: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            own = any(parameter.requires_grad for parameter in layers[str(node.target)].parameters())
+        elif node.op == "get_attr" and node.target != "training":
+            own = bool(operator.attrgetter(str(node.target))(module).requires_grad)
+        else:
+            own = False
+        cut_off = node.target == "detach" or (node.target is getattr and node.args[1] == "data")
+        if not cut_off and (own or any(before in with_gradient for before in node.all_input_nodes)):
+            with_gradient.add(node)
+    return any(node.op == "output" and node in with_gradient for node in module.graph.nodes)
 
 
 def _inside(path: str) -> str:

@@ -65,7 +65,9 @@ class Cost:
     """Bytes of one segment or head, its input not counted."""
 
     parameters: int
+    """Of those that are trained."""
     buffers: int
+    """And parameters that are frozen."""
     largest: int
     """Of its largest parameter."""
     kernel: int
@@ -80,7 +82,7 @@ class Cost:
     backward_peak: Envelope
     """From the start of the forward pass: saved tensors, gradients of parameters and input."""
     entry_peak: Envelope
-    """The same where it comes first, and no gradient of its input is computed."""
+    """The same where it comes first, and no gradient of its input is computed; of a frozen one, the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Costs:
     input_bytes: int
     """Of one sample."""
     output_bytes: tuple[int, ...]
-    """Boundary activation behind segment i of one sample, fp32."""
+    """Boundary activation behind segment i of one sample, as the network gives it."""
     optimizer: str
     momentum: float
 
@@ -149,18 +151,24 @@ class Costs:
         # the update holds every gradient, and nothing of its own
         peak = _Moment(gradients=_CHUNKS) if spilled else _Moment(gradients=parameters - ends, head=ends)
         alive, passed, rest = 0.0, 0.0, parameters
+        frozen = self._leading_frozen(start, stop)
+        if checkpointed and frozen < stop - start:
+            frozen = 0  # their inputs are kept like those of the others
         for index, part in enumerate(parts):
             rest -= part.parameters
             recomputed = checkpointed and part is not head
             before = parameters if accumulate and not spilled else 0  # gradients of earlier micro-batches
             behind = 0 if spilled else parameters if accumulate else rest  # of the later parts, when backward gets here
-            forward = part.forward_peak(micro_batch)
+            forward = (part.entry_peak if index < frozen else part.forward_peak)(micro_batch)
             inside, at_head = (0.0, forward) if part is head else (forward, 0.0)
             held = min(ends, before)
             peak = max(peak, _Moment(before - held, alive + passed + inside, held + at_head), key=_Moment.bytes)
+            if index < frozen:  # no gradient goes there, and nothing is kept for one
+                passed = float(micro_batch * self.output_bytes[start + index])
+                continue
             if part.keeps_input or recomputed:
                 alive += passed
-            line = (part.backward_peak if index else part.entry_peak).line(micro_batch)
+            line = (part.backward_peak if index > frozen else part.entry_peak).line(micro_batch)
             backward = line(micro_batch)
             if spilled and not recomputed:  # of this part's gradients one is there at a time
                 backward -= min(part.parameters - part.largest, max(0.0, line.constant))
@@ -192,6 +200,11 @@ class Costs:
         )
         total = weights + state + source + int(peak.bytes())
         return dataclasses.replace(result, activations=source + total - result.total)
+
+    def _leading_frozen(self, start: int, stop: int) -> int:
+        """How many segments from `start` on, before `stop`, have nothing to train."""
+        trained = (index for index in range(start, stop) if self.segments[index].parameters)
+        return next(trained, stop) - start
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
         for index, segment in enumerate(chain.segments):
             module = LocalModule.of(chain, index, index + 1)
             shape = chain.segments[index - 1].out_shape if index else chain.in_shape
-            dtype = torch.float32 if index else chain.in_dtype
+            dtype = _dtype(chain.segments[index - 1]) if index else chain.in_dtype
             last = index == len(chain.segments) - 1
             key = likeness(module), last
             if key not in known:
@@ -70,10 +70,15 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
         tuple(segments),
         tuple(heads),
         math.prod(chain.in_shape) * chain.in_dtype.itemsize,
-        tuple(4 * math.prod(segment.out_shape) for segment in chain.segments),
+        tuple(_dtype(segment).itemsize * math.prod(segment.out_shape) for segment in chain.segments),
         config.optimizer,
         config.momentum,
     )
+
+
+def _dtype(segment: Segment) -> torch.dtype:
+    found: torch.dtype = segment.output.meta["dtype"]
+    return found
 
 
 _SPARE_BYTES = 32_000_000
@@ -112,20 +117,22 @@ def _head(segment: Segment, name: str, classes: int) -> Cost:
 def _measure(module: nn.Module, run: Runner, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
     module.train()
     small, large = (_once(module, run, (batch, *shape), dtype, inner=True) for batch in (SMALL, LARGE))
-    first = [_once(module, run, (batch, *shape), dtype, inner=False).backward for batch in (SMALL, LARGE)]
-    parameters = sum(p.numel() * p.element_size() for p in module.parameters())
+    first = [_once(module, run, (batch, *shape), dtype, inner=False) for batch in (SMALL, LARGE)]
+    sizes = {p: p.numel() * p.element_size() for p in module.parameters()}
+    trained = [size for p, size in sizes.items() if p.requires_grad]  # what is frozen has no gradient, as a buffer
+    parameters = sum(trained)
     total = sum(t.numel() * t.element_size() for t in state_of(module).values())
     return Cost(
         parameters=parameters,
         buffers=total - parameters,
-        largest=max((p.numel() * p.element_size() for p in module.parameters()), default=0),
-        kernel=max((p.numel() * p.element_size() for p in module.parameters() if p.ndim >= 3), default=0),
+        largest=max(trained, default=0),
+        kernel=max((size for p, size in sizes.items() if p.ndim >= 3), default=0),
         saved=Affine.through(small.saved, large.saved),
         output=Affine.through(small.output, large.output),
         keeps_input=large.keeps_input,
         forward_peak=Envelope.through(small.forward, large.forward),
         backward_peak=Envelope.through(small.backward, large.backward),
-        entry_peak=Envelope.through(*first),
+        entry_peak=Envelope.through(*(one.backward if trained else one.forward for one in first)),
     )
 
 

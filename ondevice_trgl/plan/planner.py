@@ -6,6 +6,7 @@ checkpointing, which computes every forward pass twice.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,12 +14,13 @@ from itertools import pairwise
 from ondevice_trgl.cache.base import row_bytes
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import UsageError
-from ondevice_trgl.model.batchnorm import has_batch_norm
 from ondevice_trgl.model.partition import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
+from ondevice_trgl.plan.cuts import can_be_cut, can_end, no_cut
 from ondevice_trgl.plan.falsify import falsified
+from ondevice_trgl.plan.fewest import Fewest
 from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
@@ -89,7 +91,10 @@ def make_plan(
             hint="raise --cache-limit, or lower the need: --cache-dtype bf16, --train-limit, --image-size",
         )
     smallest = planner.smallest()
-    raise refusal(chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes)
+    needs = [planner.fewest.worst(a, b) for a, b in pairwise(smallest.bounds)]
+    raise refusal(
+        chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes, needs, exact=planner.exact
+    )
 
 
 class Planner:
@@ -118,7 +123,8 @@ class Planner:
         # two boundaries stand at a time: the one that is read and the one that is written
         self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0
         self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
-        self.exact = not has_batch_norm(chain)
+        self.fewest = Fewest(chain, config)
+        self.exact = self.fewest.exact
         self.levels = self._levels()
         self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
         self.scale = scale
@@ -157,6 +163,8 @@ class Planner:
         for level in self.levels:
             if level.checkpointed and stop - start < 2:
                 continue  # its one segment would be computed again at once
+            if level.micro < self.fewest(start, stop):
+                continue
             rung = self.rung(start, stop, level)
             if not rungs or rung.peak_bytes < rungs[-1].peak_bytes:
                 rungs.append(rung)
@@ -166,15 +174,23 @@ class Planner:
         """What fits, in the order of preference: level by level, few modules before many."""
         for number, level in enumerate(self.levels):
             levels = self.levels[: number + 1]
-            if self.config.modules == "auto" and not self._fit(range(len(self.chain.segments) + 1), levels, budget):
+            finest = range(len(self.chain.segments) + 1)
+            if self.config.modules == "auto" and not self._fit(finest, levels, budget, any_samples=True):
                 continue
             for bounds in self._groupings(level):
                 if self._fit(bounds, levels, budget):
                     yield Candidate(bounds, tuple(self.ladder(a, b) for a, b in pairwise(bounds)))
 
-    def _fit(self, bounds: Sequence[int], levels: Sequence[Level], budget: int) -> bool:
-        """Whether every module fits on one of `levels`."""
-        return all(any(self.rung(a, b, level).peak_bytes <= budget for level in levels) for a, b in pairwise(bounds))
+    def _fit(self, bounds: Sequence[int], levels: Sequence[Level], budget: int, *, any_samples: bool = False) -> bool:
+        """Whether every module fits on one of `levels`; with `any_samples`, of those too that its norms refuse."""
+        return all(
+            any(
+                self.rung(a, b, level).peak_bytes <= budget
+                for level in levels
+                if any_samples or level.micro >= self.fewest(a, b)
+            )
+            for a, b in pairwise(bounds)
+        )
 
     def choices(self, timed: str) -> Iterator[Choice]:
         """Every way to train the network with all modules on one level, whatever the budget.
@@ -189,6 +205,8 @@ class Planner:
                     (a, b, dataclasses.replace(level, checkpointed=level.checkpointed and b - a > 1))
                     for a, b in pairwise(bounds)
                 ]
+                if any(level.micro < self.fewest(a, b) for a, b in pairwise(bounds)):
+                    continue
                 candidate = Candidate(bounds, tuple((self.rung(*span),) for span in spans))
                 if level.checkpointed and not any(one.checkpointed for _, _, one in spans):
                     continue
@@ -217,27 +235,41 @@ class Planner:
         asked = self.config.modules
         length = len(self.chain.segments)
         if isinstance(asked, tuple):
-            yield named_bounds(self.chain, asked)
+            bounds = named_bounds(self.chain, asked)
+            if not can_be_cut(self.chain, bounds):
+                raise no_cut(self.chain, bounds)
+            yield bounds
             return
         if isinstance(asked, int):
             check_count(self.chain, asked)
         table = {
             # tensors alone: what was measured differs a little from time to time, and the cuts should not
-            (a, b): self.predictor.tensors(a, b, level).total
+            (a, b): self.predictor.tensors(a, b, level).total if can_end(self.chain, b) else math.inf
             for a in range(length)
             for b in range(a + 1, length + 1)
         }
         most = asked if isinstance(asked, int) else length
         groupings = balance(most, length, lambda a, b: table[a, b])
-        yield from groupings[-1:] if isinstance(asked, int) else groupings[min(2, length) - 1 :]
+        groupings = groupings[-1:] if isinstance(asked, int) else groupings[min(2, length) - 1 :]
+        possible = [bounds for bounds in groupings if can_be_cut(self.chain, bounds)]
+        if not possible:
+            raise no_cut(self.chain, groupings[0])
+        yield from possible
 
     def smallest(self) -> Candidate:
-        """What needs least, with enough allowed for beside the tensors."""
+        """What needs least, with enough allowed for beside the tensors.
+
+        Raises ConfigError or DataError where the samples that were asked for are too few for a norm in any of them.
+        """
         self.predictor = self.predictor.allowing(MOST_SHARE)
+        groupings = list(self._groupings(self.levels[-1]))
         found = [
             Candidate(bounds, tuple(self.ladder(a, b) for a, b in pairwise(bounds)))
-            for bounds in self._groupings(self.levels[-1])
+            for bounds in groupings
+            if all(self.fewest(a, b) <= self.levels[0].micro for a, b in pairwise(bounds))
         ]
+        if not found:
+            raise self.fewest.too_few(self.levels[0].micro, self.batch, groupings[0])
         return min(found, key=lambda candidate: candidate.least)
 
     def cache_bytes(self, candidate: Candidate, dtype: str) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import BudgetInfeasibleError
+from ondevice_trgl.model.norms import Norm
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.plan import Plan, Rung
 from ondevice_trgl.units import format_size
@@ -97,12 +98,24 @@ def refusal(
     ladders: Sequence[Sequence[Rung]],
     budget: int,
     floor: int,
+    norms: Sequence[Norm | None],
+    *,
+    exact: bool,
 ) -> BudgetInfeasibleError:
-    """The error that names the module which is too large, what it needs, and the ways out."""
+    """The error that names the module which is too large, what it needs, and the ways out.
+
+    `norms` are those that keep each module from smaller micro-batches, if any; `exact` as in `reasons_for`.
+    """
     worst = max(range(len(ladders)), key=lambda k: ladders[k][-1].peak_bytes)
     rung, segments = ladders[worst][-1], chain.segments[bounds[worst] : bounds[worst + 1]]
     needed = -(-rung.peak_bytes // 1_000_000) * 1_000_000
     below = " (the floor alone is above it)" if budget < floor else ""
+    norm = norms[worst]
+    no_less = ""
+    if norm is not None:
+        no_less = f"; {norm} cannot train on fewer than {norm.least} samples at a time"
+    elif not exact and config.micro_batch == "auto" and rung.micro_batch_size in (2, 3):
+        no_less = "; there are no micro-batches of one sample, since BatchNorm has no statistics of one"
     pinned = [
         f"--{name} auto"
         for name, value in (("modules", config.modules), ("micro-batch", config.micro_batch))
@@ -116,7 +129,7 @@ def refusal(
     return BudgetInfeasibleError(
         f"nothing fits the budget of {format_size(budget)}{below}: module {worst} ({segments[0].name}"
         f"{'..' + segments[-1].name if len(segments) > 1 else ''}) needs {format_size(rung.peak_bytes)} at {rung}, "
-        f"of which {format_size(floor)} is the floor (Python, torch and this program)",
+        f"of which {format_size(floor)} is the floor (Python, torch and this program){no_less}",
         budget_bytes=budget,
         smallest_feasible_budget_bytes=needed,
         hint=f"the smallest feasible budget is {needed // 1_000_000}MB; or lower the need: {', '.join(ways)}",

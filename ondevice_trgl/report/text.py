@@ -47,7 +47,7 @@ def _module_row(module: ModuleReport, budget: int) -> list[Cell]:
     over = measured is not None and measured > budget
     return [
         str(module.index),
-        module.name,
+        f"{module.name} (frozen)" if module.frozen else module.name,
         format_count(module.params),
         Span(format_size(module.predicted_peak_bytes), "bad" if module.predicted_peak_bytes > budget else ""),
         None if measured is None else Span(format_size(measured), "bad" if over else ""),

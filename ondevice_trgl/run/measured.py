@@ -23,3 +23,5 @@ class Measured:
     train_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    frozen: bool = False
+    """None of the module's own parameters is trained; its auxiliary head is."""

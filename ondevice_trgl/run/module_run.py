@@ -38,7 +38,9 @@ class ModuleRun:
         self.context, self.checkpointer, self.lap, self.index = context, checkpointer, lap, index
         self.module, head = context.partition.modules[index], context.heads[index]
         self.position = checkpointer.position(index)
-        self.measured = dataclasses.replace(self.position.measured, params=parameter_count(self.module, head))
+        self.measured = dataclasses.replace(
+            self.position.measured, params=parameter_count(self.module, head), frozen=self.module.frozen
+        )
         self.stepper = self._stepper(lowest, pressed)
 
     def _stepper(self, lowest: Rung | None, pressed: Pressed) -> Stepper:
@@ -76,7 +78,12 @@ class ModuleRun:
         )
 
     def train(self) -> None:
-        """All epochs that are left. Raises Paused, NonFiniteError, BudgetExceededError, StorageError."""
+        """All epochs that are left; none of the last module, where that is frozen and has no head.
+
+        Raises Paused, NonFiniteError, BudgetExceededError, StorageError.
+        """
+        if not self.stepper.optimizer.parameters:
+            return
         self.stepper.objective.train_mode(True)
         random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
         if "rng" in random:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.user import image_set
@@ -17,10 +17,11 @@ from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
-from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.plan import Plan
-from ondevice_trgl.run.batches import Source, check_finite, check_labels, mix
+from ondevice_trgl.run.batches import Source, check_labels, mix
 from ondevice_trgl.run.guards import outline
+from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
 
@@ -56,30 +57,22 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
             "the model's weights are in the run directory, where an earlier fit left them",
             hint="call export first, or fit with resume=True",
         )
-    chain = trace(model, example_of(data))
+    train = data["train"]
+    if not len(train.labels):
+        raise DataError("the train set is empty", hint="give it samples of at least two classes")
+    chain = traced(model, train)
     for name, split in data.items():
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
         check_labels(split.labels, chain.num_outputs, name)
+    check_ids(chain, data)
     return chain
 
 
-def example_of(data: dict[str, Source]) -> Tensor:
-    """The first two training samples, as a batch. Raises DataError, NonFiniteError."""
-    train = data["train"]
-    if not len(train.labels):
-        raise DataError("the train set is empty", hint="give it samples of at least two classes")
-    example = torch.zeros((2, *train.shape))
-    first = [0, min(1, len(train.labels) - 1)]
-    train.read(first, example)
-    check_finite(example, first, "the training data")
-    return example
-
-
-def network_of(run: RunDir, make: Callable[[], nn.Module], in_shape: tuple[int, ...], folder: Path) -> Chain:
+def network_of(run: RunDir, make: Callable[[], nn.Module], source: Source, folder: Path) -> Chain:
     """The run's network, evicted: from its blueprint or, where it has none, from `make`, its weights in a file.
 
-    Raises DamagedFileError, and what `make` raises.
+    `source` is any split of its data. Raises DamagedFileError, and what `make` raises.
     """
     if run.has_blueprint:
         return from_blueprint(run.read(BLUEPRINT))
@@ -87,7 +80,7 @@ def network_of(run: RunDir, make: Callable[[], nn.Module], in_shape: tuple[int, 
         model = make()
         filed.take(model)
         with filed.dropped_as_read():
-            chain = trace(model, torch.zeros(2, *in_shape))
+            chain = traced(model, source)
     evict(model)
     return chain
 

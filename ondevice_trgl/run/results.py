@@ -76,7 +76,7 @@ def make_report(
     """
     peaks = [peak for peak in (peak_outside, *(m.measured_peak_bytes for m in measured)) if peak]
     cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
-    whole = all(m.epochs_done for m in measured)
+    epochs = [_epochs(m, config) for m in measured]
     return Report(
         status=status,
         message=message,
@@ -100,7 +100,9 @@ def make_report(
             total=total_seconds,
             training=sum(m.train_seconds for m in measured),
             cache=sum(m.cache_seconds for m in measured),
-            per_epoch=sum((m.train_seconds + m.cache_seconds) / m.epochs_done for m in measured) if whole else None,
+            per_epoch=sum((m.train_seconds + m.cache_seconds) / done for m, done in zip(measured, epochs, strict=True))
+            if all(epochs)
+            else None,
         ),
         environment=environment,
         workload=workload,
@@ -111,12 +113,19 @@ def make_report(
     )
 
 
+def _epochs(measured: Measured, config: TrainConfig) -> float:
+    """Behind the module; a frozen one without a head has none, and its sweep, one a lap, is spread over all."""
+    passed_over = measured.frozen and measured.train_accuracy is not None and not measured.epochs_done
+    return float(config.epochs * config.laps) if passed_over else measured.epochs_done
+
+
 def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> ModuleReport:
-    started = measured.epochs_done > 0
+    started = measured.epochs_done > 0 or (measured.frozen and measured.train_accuracy is not None)
     return ModuleReport(
         index=index,
         name=name,
         params=measured.params,
+        frozen=measured.frozen,
         predicted_peak_bytes=plan.predicted_peak_bytes[index],
         predicted_breakdown=vars(plan.predicted_breakdowns[index]) if plan.breakdowns else None,
         micro_batch_size=plan.rungs[index].micro_batch_size,

@@ -127,7 +127,11 @@ class Session:
     def _report(self, scheduler: Scheduler, seconds_before: float, status: str, message: str = "") -> Report:
         p = self.opened
         measured = [
-            dataclasses.replace(Position.from_dict(p.store.position(k)).measured, params=parameter_count(module, head))
+            dataclasses.replace(
+                Position.from_dict(p.store.position(k)).measured,
+                params=parameter_count(module, head),
+                frozen=module.frozen,
+            )
             for k, (module, head) in enumerate(zip(p.partition.modules, p.heads, strict=True))
         ]
         labels = self.data["val"].labels if "val" in self.data else None

@@ -99,13 +99,16 @@ def plan_staged(
 def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter) -> Report:
     """The report of a run that has not begun."""
     partition, config = group(chain, plan.bounds), record.config
-    sizes = [parameter_count(m, fresh_head(chain, partition, config, k)) for k, m in enumerate(partition.modules)]
+    known = [
+        Measured(params=parameter_count(module, fresh_head(chain, partition, config, k)), frozen=module.frozen)
+        for k, module in enumerate(partition.modules)
+    ]
     return results.make_report(
         run_dir=None,
         config=config,
         plan=plan,
         names=[module.label for module in partition.modules],
-        measured=[Measured(params=count) for count in sizes],
+        measured=known,
         meter=meter,
         status="planned",
         environment=describe_environment(threads=torch.get_num_threads(), device=str(device_named(config.device))),

@@ -264,8 +264,9 @@ class Rehearsals:
         )
         noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
+        trained = 0.0  # of the last module, where that is frozen: there is nothing to train
         try:
-            for _ in range(self._steps):
+            for _ in range(self._steps if stepper.optimizer.parameters else 0):
                 started = time.perf_counter()
                 stepper.step(noise, range(samples), 1e-6)
                 trained = time.perf_counter() - started

@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import UsageError
+from ondevice_trgl.errors import PartitionError, UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
 from ondevice_trgl.model.filed import weights_in_file
-from ondevice_trgl.model.partition import segments_of
+from ondevice_trgl.model.partition import LocalModule, segments_of
 from ondevice_trgl.model.proof import prove
-from ondevice_trgl.model.store import aliases_of, evict, state_of
+from ondevice_trgl.model.store import aliases_of, evict, parameter_count, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.plan.estimate import estimate
+from ondevice_trgl.plan.fewest import check_norms
 from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.guards import outline
-from ondevice_trgl.run.opening import chain_of, example_of, sources
+from ondevice_trgl.run.inputs import example_of
+from ondevice_trgl.run.opening import chain_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, FORMAT, NAMES, RECORD, WEIGHTS
 from ondevice_trgl.setup.helper import Helper, as_helper
@@ -54,7 +56,8 @@ def built(
     """
     if isinstance(made, nn.Module):
         chain = chain_of(made, data)
-        prove(chain, segments_of(chain), example_of(data), folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES)
+        example = example_of(data["train"], chain.in_dtype)
+        prove(chain, segments_of(chain), example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES)
         yield chain, lambda: None
         return
     with weights_in_file(folder) as filed:
@@ -75,8 +78,8 @@ def built(
 
     with filed.dropped_as_read():
         chain = chain_of(model, data)
-        segments = segments_of(chain)
-        prove(chain, segments, example_of(data), folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
+        segments, example = segments_of(chain), example_of(data["train"], chain.in_dtype)
+        prove(chain, segments, example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
     release_code_pages()
     yield chain, filed.release
 
@@ -97,6 +100,9 @@ def stage(
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
     with built(made, data, folder, fill) as (chain, release):
+        _check_trained(chain)
+        _check_dense(chain)
+        check_norms(chain)
         reason = ""
         try:
             _write(folder / BLUEPRINT, to_blueprint(chain))
@@ -115,6 +121,28 @@ def stage(
     values = {**record.to_dict(), "data": outline(data), "no_blueprint": reason}
     _write(folder / RECORD, {"format": FORMAT, **values})
     return chain
+
+
+def _check_trained(chain: Chain) -> None:
+    """Raises UsageError where nothing that the network uses is to be trained."""
+    used, name = LocalModule.of(chain, 0, len(chain.segments)), type(chain.model).__name__
+    count = parameter_count(used)
+    if not count or used.frozen:
+        frozen = f"all {count} parameters of {name} are frozen (requires_grad = False, or used under no_grad)"
+        raise UsageError(
+            f"nothing to train: {frozen if count else f'{name} has no parameters'}",
+            hint="set requires_grad_(True) on the layers that are to learn",
+        )
+
+
+def _check_dense(chain: Chain) -> None:
+    """Raises PartitionError for a table whose gradient would be sparse, which no update here takes."""
+    for name, layer in chain.model.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad:
+            raise PartitionError(
+                f"{name} ({type(layer).__name__}) has sparse = True; updates here take dense gradients",
+                hint="make it with sparse=False, which learns the same",
+            )
 
 
 def measure(chain: Chain, config: TrainConfig, folder: Path) -> None:

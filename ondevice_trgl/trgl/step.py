@@ -48,7 +48,8 @@ class Tally:
 class Objective:
     """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits.
 
-    With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass.
+    With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass. A frozen
+    module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy.
     """
 
     def __init__(
@@ -63,12 +64,15 @@ class Objective:
         pieces: Sequence[LocalModule] = (),
     ) -> None:
         self.module, self.head = module, head
-        self.weight = 0.0 if tau is None else 0.5 / tau
+        self.frozen = module.frozen
+        self.weight = 0.0 if tau is None or self.frozen else 0.5 / tau
         self.label_smoothing = label_smoothing
         self._measured = bool(self.weight and has_transport(module, transport))
         self._parts: list[nn.Module] = [with_transport(module, transport, transport_norm) if self._measured else module]
         self._forward: Callable[[Tensor], Any] = self._parts[0]
-        if pieces:
+        if self.frozen:
+            self._forward = self._without_gradients
+        elif pieces:
             self._parts = measured_pieces(module, pieces, transport, transport_norm) if self._measured else list(pieces)
             self._forward = checkpointed(self._parts)
 
@@ -80,9 +84,14 @@ class Objective:
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named
 
+    def _without_gradients(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = self.module(z)
+        return out
+
     def train_mode(self, training: bool) -> None:
         for part in (self.module, *self._parts):
-            part.train(training)
+            part.train(training and not self.frozen)
         if self.head is not None:
             self.head.train(training)
 

@@ -88,14 +88,24 @@ def _per_sample(cost: Tensor, like: tuple[int, ...]) -> Tensor:
 
 def has_transport(module: LocalModule, kind: str) -> bool:
     """Whether `kind` of transport cost applies anywhere in `module`."""
-    return bool(module.stretches if kind == "displacement" or not module.branches else module.branches)
+    return bool(_stretches(module) if kind == "displacement" or not module.branches else module.branches)
+
+
+def _stretches(module: LocalModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Those that begin with an activation: ids are nothing that moves."""
+    kept = []
+    for into, out in module.stretches:
+        dtype = into.meta.get("dtype", torch.float32)  # a boundary carries none, and is float32
+        if dtype.is_floating_point:
+            kept.append((into, out))
+    return kept
 
 
 def measured_pieces(module: LocalModule, pieces: Sequence[LocalModule], kind: str, norm: str) -> list[nn.Module]:
     """`pieces`, whose composition is `module`, their costs adding up to that of `with_transport(module, ...)`."""
     branches = kind == "branch" and bool(module.branches)
     return [
-        with_transport(piece, kind, norm) if (piece.branches if branches else piece.stretches) else piece
+        with_transport(piece, kind, norm) if (piece.branches if branches else _stretches(piece)) else piece
         for piece in pieces
     ]
 
@@ -123,7 +133,7 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> PlainGraphModul
     else:
         for node in graph.nodes:
             _plain(node)
-        for into, out in module.stretches:
+        for into, out in _stretches(module):
             _add_displacement(module, graph, copies[into], copies[out], tuple(out.meta["shape"][1:]), add_term)
     result = copies_of_output(module.graph, copies)
     if terms:

@@ -131,6 +131,34 @@ def test_named_boundaries_end_the_modules_there() -> None:
     assert "blocks.2.bn2.weight" in state_of(parts.modules[1])
 
 
+@pytest.mark.parametrize(
+    ("frozen", "expected"), [((), [False] * 3), (("0",), [True, False, False]), (("0", "2", "4"), [True] * 3)]
+)
+def test_a_module_is_frozen_where_nothing_in_it_has_a_gradient(frozen: tuple[str, ...], expected: list[bool]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    model[5].requires_grad_("4" not in frozen)
+    assert [module.frozen for module in partition(model, torch.randn(2, 4)).modules] == expected
+
+
+def test_what_runs_without_gradients_is_frozen() -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.b(self.a(x).relu()).relu()
+            return self.c(x * self.a.bias)  # type: ignore[no-any-return]
+
+    modules = partition(Body(), torch.randn(2, 4)).modules
+    assert [module.frozen for module in modules] == [False]
+    Body.forward = lambda self, x: self.c(self.b(self.a(x).relu()).detach().relu())  # type: ignore[method-assign]
+    assert [module.frozen for module in partition(Body(), torch.randn(2, 4)).modules] == [False, True]
+
+
 def test_unknown_boundary_suggests_the_nearest_and_lists_all() -> None:
     with pytest.raises(PartitionError, match=r"'block\.1'; did you mean .*blocks\.1") as caught:
         partition(network("resnet-small"), torch.randn(2, *IMAGE), ["block.1"])

@@ -89,6 +89,21 @@ def test_module_bytes_bound_a_real_accumulated_step_closely(name: str) -> None:
         assert foretold <= real * 1.12
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("frozen", [2, 4, 6])
+def test_nothing_is_kept_for_layers_that_are_frozen_up_to_the_first_that_is_not(frozen: int, count: int) -> None:
+    chain, config = chain_of("resnet-small"), TrainConfig()
+    for module in group(chain, range(len(chain.segments) + 1)).modules[:frozen]:
+        module.requires_grad_(False)
+    costs, bounds = estimate(chain, config), even_bounds(chain, count)
+    for index, (start, stop) in enumerate(pairwise(bounds)):
+        for micro in (3, 40):
+            foretold = costs.module_bytes(start, stop, micro, accumulate=False)
+            real = measured_bytes(chain, bounds, index, config, micro, 1)
+            assert real <= foretold * 1.005, (start, stop, micro)
+            assert foretold <= real * 1.05, (start, stop, micro)
+
+
 class Watched(nn.Module):
     """BatchNorm and dropout, a frozen layer, a gradient that is there already, a layer in eval mode."""
 
