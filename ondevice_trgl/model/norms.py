@@ -58,10 +58,12 @@ def norms_of(chain: Chain) -> tuple[tuple[Norm, ...], ...]:
 
 
 @functools.cache
-def norms_of_head(name: str, shape: tuple[int, ...], classes: int) -> tuple[Norm, ...]:
-    """The same of the auxiliary head `name` on activations of `shape`. Raises UnknownNameError, PartitionError."""
+def norms_of_head(
+    name: str, shape: tuple[int, ...], classes: int, channel_axis: int | None = None, limit: int | None = None
+) -> tuple[Norm, ...]:
+    """The same of the auxiliary head that `build_head` makes of these. Raises UnknownNameError, PartitionError."""
     with torch.device("meta"):  # to be looked at: no tensor is made
-        head = build_head(name, shape, classes)
+        head = build_head(name, shape, classes, channel_axis, limit)
     if not any(isinstance(layer, _BatchNorm | nn.GroupNorm) for layer in head.modules()):
         return ()
     found, at = [], (_SAMPLES, *shape)

@@ -15,7 +15,7 @@ from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.residual import Residual
 from ondevice_trgl.model.store import MARK, NET, parameter_count
-from ondevice_trgl.model.trace import Chain, Segment, Shape, trace
+from ondevice_trgl.model.trace import Chain, Segment, Shape, cuts_off, trace
 
 
 class PlainGraphModule(fx.GraphModule):
@@ -111,7 +111,8 @@ class LocalModule(PlainGraphModule):
             if r.branch in copies and r.shortcut in copies
         )
         module.stretches = tuple(stretches)
-        module.frozen = next(module.parameters(), None) is not None and not _learns(module)
+        trains = segments[-1].output in chain.learning and _learns(module)
+        module.frozen = next(module.parameters(), None) is not None and not trains
         return module
 
 
@@ -126,8 +127,7 @@ def _learns(module: LocalModule) -> bool:
             own = bool(operator.attrgetter(str(node.target))(module).requires_grad)
         else:
             own = False
-        cut_off = node.target == "detach" or (node.target is getattr and node.args[1] == "data")
-        if not cut_off and (own or any(before in with_gradient for before in node.all_input_nodes)):
+        if not cuts_off(node) and (own or any(before in with_gradient for before in node.all_input_nodes)):
             with_gradient.add(node)
     return any(node.op == "output" and node in with_gradient for node in module.graph.nodes)
 

@@ -236,7 +236,8 @@ def _other(example: Tensor, size: int) -> Tensor:
 
 def _sample(tensor: Tensor) -> Tensor:
     """Some elements of `tensor`, as float32."""
-    flat = tensor.detach().reshape(-1)
+    values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()
+    flat = values.reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLES)].float().clone()
 
 

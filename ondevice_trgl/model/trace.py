@@ -54,6 +54,8 @@ class Chain:
     graph: fx.Graph
     fetched: frozenset[fx.Node]
     """Nodes that every segment computes for itself where it uses them."""
+    learning: frozenset[fx.Node]
+    """Nodes to which the gradient of the network's output comes: it is cut off from the others on its way."""
     modes: Modes
     in_shape: Shape
     """Of one sample."""
@@ -116,7 +118,24 @@ def chain_from(
     result = next(node for node in graph.nodes if node.op == "output").args[0]
     assert isinstance(result, fx.Node)
     width = int(result.meta["shape"][1])
-    return Chain(model, root, graph, frozenset(everywhere), modes, in_shape, in_dtype, width, segments)
+    learning = frozenset(_learning(result))
+    return Chain(model, root, graph, frozenset(everywhere), learning, modes, in_shape, in_dtype, width, segments)
+
+
+def _learning(output: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [output]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [] if cuts_off(node) else node.all_input_nodes
+    return found
+
+
+def cuts_off(node: fx.Node) -> bool:
+    """Whether no gradient comes through `node`."""
+    return node.target == "detach" or (node.target is getattr and node.args[1] == "data")
 
 
 def _segments(

@@ -43,7 +43,8 @@ class Fewest:
     def _of_head(self, stop: int) -> tuple[Norm, ...]:
         if stop >= len(self._norms):
             return ()
-        return norms_of_head(self._config.head, self._chain.segments[stop - 1].out_shape, self._chain.num_outputs)
+        behind, classes = self._chain.segments[stop - 1], self._chain.num_outputs
+        return norms_of_head(self._config.head, behind.out_shape, classes, behind.channel_axis, behind.head_limit)
 
     def too_few(self, micro: int, batch: int, bounds: tuple[int, ...]) -> TrglError:
         """The refusal of micro-batches of `micro`, the most that was asked for, of modules with `bounds`."""

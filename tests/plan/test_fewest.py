@@ -129,5 +129,5 @@ def test_a_norm_that_no_number_of_samples_is_enough_for() -> None:
     pooled = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.InstanceNorm2d(8, track_running_stats=True), nn.Flatten()
     )
-    with pytest.raises(PartitionError, match=r"2 \(InstanceNorm2d at 1x1\).*at any batch size"):
+    with pytest.raises(PartitionError, match=r"does not accept .*more than 1 spatial element"):
         check_norms(trace(nn.Sequential(*pooled, nn.Linear(8, 3)), torch.randn(2, 3, 8, 8)))

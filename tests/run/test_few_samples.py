@@ -60,6 +60,6 @@ def test_what_was_asked_for_is_refused_before_anything_trains(fit: Fit) -> None:
     for changes in settings:
         with pytest.raises(ConfigError, match=r"block.5 \(BatchNorm2d at 1x1\)"):
             fit("run", model=Pooled(nn.BatchNorm2d(8)), modules=2, **changes)
-    with pytest.raises(PartitionError, match="at any batch size"):
+    with pytest.raises(PartitionError, match=r"does not accept .*more than 1 spatial element"):
         fit("run", model=Pooled(nn.InstanceNorm2d(8, track_running_stats=True)), modules=2)
     assert not fit.path("run").exists()
