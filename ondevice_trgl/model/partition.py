@@ -1,9 +1,8 @@
 """nn.Module -> Partition: an ordered chain of local modules whose composition is the network."""
 
-import difflib
 import keyword
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.model.bounds import even_bounds, named_bounds
 from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.residual import Residual
 from ondevice_trgl.model.store import MARK, NET, parameter_count
@@ -202,74 +202,3 @@ def partition(model: nn.Module, example_input: Tensor, modules: str | int | Sequ
             raise PartitionError(f"modules = {modules!r}", hint="give 'auto', a number, or a list of layer names")
         return group(chain, range(len(chain.segments) + 1))
     return group(chain, named_bounds(chain, modules))
-
-
-def check_count(chain: Chain, count: int) -> None:
-    """Raises PartitionError where `count` modules cannot be had."""
-    most = len(chain.segments)
-    if not 1 <= count <= most:
-        raise PartitionError(
-            f"modules = {count}: this network can be cut into 1 to {most} modules",
-            hint=f"use --modules {most} or fewer",
-        )
-
-
-def even_bounds(chain: Chain, count: int) -> tuple[int, ...]:
-    """`count` modules with near equal loads; the load of a segment is its parameters and the elements it puts out."""
-    check_count(chain, count)
-    loads = [_load(chain, segment) for segment in chain.segments]
-    return balance(count, len(loads), lambda a, b: sum(loads[a:b]))[-1]
-
-
-def _load(chain: Chain, segment: Segment) -> float:
-    names = {str(node.target) for node in segment.nodes if node.op == "call_module"}
-    parameters = parameter_count(*map(chain.root.get_submodule, names))
-    elements = 0
-    for node in segment.nodes:
-        size = 1
-        for side in node.meta.get("shape", (0, 0))[1:]:
-            size *= side
-        elements += size
-    return 3.0 * parameters + 32.0 * elements
-
-
-def balance(most: int, length: int, cost: Callable[[int, int], float]) -> list[tuple[int, ...]]:
-    """For 1, 2, ... `most` consecutive groups of `length` items: the bounds whose largest `cost(start, stop)` is least.
-
-    Dynamic programme over (groups, items). Among equals the later groups are kept small.
-    """
-    worst = [0.0, *(float(cost(0, stop)) for stop in range(1, length + 1))]
-    choice: list[list[int]] = [[0] * (length + 1)]
-    for k in range(1, most):
-        row, picks = [float("inf")] * (length + 1), [0] * (length + 1)
-        for stop in range(k + 1, length + 1):
-            for start in range(k, stop):
-                largest = max(worst[start], float(cost(start, stop)))
-                if largest <= row[stop]:
-                    row[stop], picks[stop] = largest, start
-        worst = row
-        choice.append(picks)
-    groupings = []
-    for count in range(1, most + 1):
-        bounds = [length]
-        for k in range(count - 1, 0, -1):
-            bounds.append(choice[k][bounds[-1]])
-        groupings.append((0, *reversed(bounds)))
-    return groupings
-
-
-def named_bounds(chain: Chain, names: Sequence[str]) -> tuple[int, ...]:
-    """Bounds at the ends of the named layers. Raises PartitionError for a name at which no single tensor crosses."""
-    cuts = {name: segment.index + 1 for segment in chain.segments[:-1] for name in segment.ends}
-    bounds = [0]
-    for name in names:
-        if name not in cuts:
-            near = difflib.get_close_matches(name, cuts, n=3)
-            raise PartitionError(
-                f"no boundary at {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
-                hint=f"layers after which a module can end: {', '.join(cuts) or 'none'}",
-            )
-        if cuts[name] <= bounds[-1]:
-            raise PartitionError(f"boundary {name!r} is not behind the one before it", hint="name them in order")
-        bounds.append(cuts[name])
-    return (*bounds, len(chain.segments))

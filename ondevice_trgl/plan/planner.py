@@ -14,7 +14,7 @@ from itertools import pairwise
 from ondevice_trgl.cache.base import row_bytes
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import UsageError
-from ondevice_trgl.model.partition import balance, check_count, named_bounds
+from ondevice_trgl.model.bounds import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs

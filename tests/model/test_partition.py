@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ondevice_trgl.errors import PartitionError
-from ondevice_trgl.model.partition import Partition, balance, partition
+from ondevice_trgl.model.bounds import balance
+from ondevice_trgl.model.partition import Partition, partition
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.zoo import build_model
 
@@ -160,6 +161,25 @@ def test_what_runs_without_gradients_is_frozen() -> None:
     for kind in (Body, Late):
         modules = partition(kind(), torch.randn(2, 4)).modules
         assert [module.frozen for module in modules] == [True, True, False]
+
+
+def test_a_network_that_cannot_be_cut_says_what_crosses() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = self.a(x)
+            two = self.b(x)
+            return self.c(one + two) + x  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        PartitionError, match=r"cut nowhere; .*behind a 2, which are .*test_partition\.py:\d+"
+    ) as caught:
+        partition(Dense(), torch.randn(2, 4), 2)
+    assert "modules=" in caught.value.hint
+    assert "--modules" in caught.value.hint
 
 
 def test_unknown_boundary_suggests_the_nearest_and_lists_all() -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.model.bounds import even_bounds
 from ondevice_trgl.model.heads import head_behind
-from ondevice_trgl.model.partition import even_bounds, group
+from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
