@@ -24,7 +24,6 @@ from ondevice_trgl.model.recording import Recorder, Ref, Step, Untraceable, refs
 from ondevice_trgl.model.untouched import untouched
 
 BATCHES = (2, 3)
-_MOST_LEAVES = 256
 _KEPT_WHOLE = "put that into a submodule of its own, which is then kept whole"
 
 
@@ -53,25 +52,26 @@ def graph_of(model: nn.Module, example: Tensor, modes: Modes) -> Traced:
     leaves: set[str] = set()
     keys = [(training, size) for training in (False, True) for size in BATCHES]
     while True:
+        known = set(leaves)
+        runs: dict[Key, Recorder] = {}
         try:
-            runs = {key: _run(model, example, leaves, modes, key) for key in keys}
-            try:
-                graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
-            except Untraceable as reason:
-                reason.path = _unsteady([run.calls for run in runs.values()]) or reason.path
-                raise
+            for key in keys:
+                runs[key] = _run(model, example, leaves, modes, key)
+            if leaves != known:
+                continue  # the passes are to keep the same modules whole
+            graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
             return Traced(graph, runs[keys[-1]].constants)
         except Untraceable as reason:
-            if not reason.path or reason.path in leaves or len(leaves) == _MOST_LEAVES:
-                where = f" in {reason.path}" if reason.path else ""
+            unsteady = _unsteady([run.calls for run in runs.values()]) if len(runs) == len(keys) else set()
+            leaves |= unsteady or {reason.path}
+            if "" in leaves or leaves == known:
                 raise PartitionError(
-                    f"{type(model).__name__} cannot be traced: {reason.line}it {reason.reason}{where}", hint=_KEPT_WHOLE
+                    f"{type(model).__name__} cannot be traced: {reason.line}it {reason.reason}", hint=_KEPT_WHOLE
                 ) from None
-            leaves.add(reason.path)
 
 
-def _unsteady(passes: Sequence[Sequence[tuple[str, Any]]]) -> str:
-    """The innermost module that does not make the same calls in all passes; "" where that is the network itself."""
+def _unsteady(passes: Sequence[Sequence[tuple[str, Any]]]) -> set[str]:
+    """The innermost modules that do not make the same calls in all passes."""
     tables: list[dict[tuple[str, int], Any]] = []
     for calls in passes:
         times: Counter[str] = Counter()
@@ -80,10 +80,13 @@ def _unsteady(passes: Sequence[Sequence[tuple[str, Any]]]) -> str:
             table[path, times[path]] = made
             times[path] += 1
         tables.append(table)
-    for place, made in tables[0].items():
-        if any(place in table and table[place] != made for table in tables[1:]):
-            return place[0]
-    return ""
+    found: set[str] = set()
+    for place, made in tables[0].items():  # those inside come first
+        path = place[0]
+        inside = any(other == path or other.startswith(f"{path}.") for other in found)
+        if path and not inside and any(place in table and table[place] != made for table in tables[1:]):
+            found.add(path)
+    return found
 
 
 def rows(example: Tensor, size: int) -> Tensor:

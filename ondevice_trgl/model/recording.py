@@ -72,7 +72,10 @@ class Step:
 
 
 class Recorder(TorchFunctionMode):
-    """Records what runs inside. `leaves` are paths of modules that are not looked into, beside those that never are."""
+    """Records what runs inside. `leaves` are paths of modules that are not looked into, beside those that never are.
+
+    A module that turns out to be one of them is added there.
+    """
 
     def __init__(self, model: nn.Module, leaves: set[str]) -> None:
         super().__init__()
@@ -146,20 +149,42 @@ class Recorder(TorchFunctionMode):
         if self._quiet or path is None or threading.get_ident() != self._thread:
             return call(module, *args, **kwargs)
         if path and (path in self._leaves or is_leaf(module)):
-            trained = any(p.requires_grad for p in module.parameters())
-            had_gradient = trained or any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
-            result = self._silently(functools.partial(call, module), args, kwargs)
-            return self._record("call_module", path, args, kwargs, result, had_gradient=had_gradient)
+            return self._whole(path, functools.partial(call, module), args, kwargs)
+        start, numbers = len(self.steps), random.getstate()
+        try:
+            result = self._looked_into(path, call, module, args, kwargs)
+        except Untraceable:
+            if not path:
+                raise
+            self._leaves.add(path)
+            self._forget(start)
+            random.setstate(numbers)
+            return self._whole(path, functools.partial(call, module), args, kwargs)
+        self.calls.append((path, tuple((step.op, step.target) for step in self.steps[start:])))
+        return result
+
+    def _whole(self, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        trained = any(p.requires_grad for p in self._modules[path].parameters())
+        had_gradient = trained or any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
+        result = self._silently(call, args, kwargs)
+        return self._record("call_module", path, args, kwargs, result, had_gradient=had_gradient)
+
+    def _looked_into(self, path: str, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        before = _python_random()
         self._stack.append((path, type(module)))
-        before, start = _python_random(), len(self.steps)
         try:
             result = call(module, *args, **kwargs)
         finally:
             self._stack.pop()
         if _python_random() != before:
             raise Untraceable("draws from Python's or numpy's random numbers", path, file_of(module))
-        self.calls.append((path, tuple((step.op, step.target) for step in self.steps[start:])))
         return result
+
+    def _forget(self, start: int) -> None:
+        """Drop the steps from number `start` on."""
+        del self.steps[start:]
+        self._fetched = {path: ref for path, ref in self._fetched.items() if ref.index < start}
+        self._known = {key: known for key, known in self._known.items() if known[1].index < start}
 
     def _apply(self, apply: Callable[..., Any], kind: Any, args: Any, kwargs: Any) -> Any:
         if self._quiet or threading.get_ident() != self._thread:
