@@ -20,7 +20,8 @@ from ondevice_trgl.model.calls import is_users
 from ondevice_trgl.model.inplace import changes_its_input
 from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.output import logits_of
-from ondevice_trgl.model.recording import Recorder, Ref, Step, Untraceable, refs_in
+from ondevice_trgl.model.recording import Recorder
+from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
 from ondevice_trgl.model.untouched import untouched
 
 BATCHES = (2, 3)

@@ -11,8 +11,7 @@ import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,42 +32,8 @@ from ondevice_trgl.model.calls import (
     user_line,
 )
 from ondevice_trgl.model.inplace import RANDOM, changes_its_input
+from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
 from ondevice_trgl.model.store import tensors_of
-
-
-class Untraceable(BaseException):
-    """What `forward` does here cannot be told by a list of calls; `path` is the module that does it, "" the network."""
-
-    def __init__(self, reason: str, path: str, line: str) -> None:
-        super().__init__(reason)
-        self.reason, self.path, self.line = reason, path, line
-
-
-@dataclass(frozen=True)
-class Ref:
-    """The result of the step of that number."""
-
-    index: int
-
-
-@dataclass
-class Step:
-    """One call. `op` and `target` as in torch.fx; arguments hold `Ref` where a tensor goes in."""
-
-    op: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    stack: tuple[tuple[str, type], ...]
-    """(path, class) of the modules whose forward makes the call, the network first."""
-    line: str
-    """The user's own line, as file:number."""
-    pure: bool = False
-    """Made of constants alone: its values are the same for every sample and in every state of the network."""
-    shape: tuple[int, ...] | None = None
-    dtype: torch.dtype | None = None
-    cut_off: bool = False
-    """Made where gradients are off, of what has some."""
 
 
 class Recorder(TorchFunctionMode):
@@ -300,19 +265,6 @@ class Recorder(TorchFunctionMode):
 
     def _untraceable(self, reason: str) -> Untraceable:
         return Untraceable(reason, self._stack[-1][0] if self._stack else "", user_line())
-
-
-def refs_in(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from refs_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from refs_in(item)
-    elif isinstance(value, slice):
-        yield from refs_in((value.start, value.stop, value.step))
 
 
 def _nothing(_: Any) -> Any:
