@@ -73,7 +73,7 @@ def made(library: str, name: str) -> tuple[nn.Module, tuple[int, ...], int]:
         model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
         shape = tuple(model.default_cfg.get("input_size", (3, 224, 224)))
         if not model.default_cfg.get("fixed_input_size"):
-            shape = (3, 96, 96)
+            shape = (3, 128, 128)
         return model, shape, 0
     return _huggingface(name)
 
