@@ -5,7 +5,9 @@ Whoever goes on with the folder needs neither the model's code nor the memory of
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.fewest import check_norms
+from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.guards import outline
@@ -45,9 +48,30 @@ _LARGEST_GRADIENT_BYTES = 64 << 20
 """The proof computes no gradient of a larger parameter: the budget may have no room for it beside the weights."""
 
 
+@dataclass(frozen=True)
+class Named:
+    """A network of torchvision's or ours: its code is known, and one proof on this machine is enough."""
+
+    name: str
+    memo: Memo
+
+    def is_proved(self, chain: Chain) -> bool:
+        """Whether it was proved before, with the same versions, shapes and number of classes."""
+        return self.memo.get("proved", self.name, **self._key(chain)) is not None
+
+    def note(self, chain: Chain) -> None:
+        """Remember that it is proved."""
+        self.memo.put("proved", self.name, 1.0, **self._key(chain))
+
+    @staticmethod
+    def _key(chain: Chain) -> dict[str, Any]:
+        library = getattr(sys.modules.get("torchvision"), "__version__", "")
+        return {"input": chain.in_shape, "dtype": str(chain.in_dtype), "classes": chain.num_outputs, "library": library}
+
+
 @contextlib.contextmanager
 def built(
-    made: Made, data: dict[str, Source], folder: Path, fill: Fill | None = None
+    made: Made, data: dict[str, Source], folder: Path, fill: Fill | None = None, named: Named | None = None
 ) -> Iterator[tuple[Chain, Callable[[], None]]]:
     """(chain, release) of a model that is there, or is made here with its weights in a file in `folder`.
 
@@ -78,8 +102,11 @@ def built(
 
     with filed.dropped_as_read():
         chain = chain_of(model, data)
-        segments, example = segments_of(chain), example_of(data["train"], chain.in_dtype)
-        prove(chain, segments, example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
+        if named is None or not named.is_proved(chain):
+            segments, example = segments_of(chain), example_of(data["train"], chain.in_dtype)
+            prove(chain, segments, example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
+        if named is not None:
+            named.note(chain)
     release_code_pages()
     yield chain, filed.release
 
@@ -92,6 +119,7 @@ def stage(
     *,
     weights: bool = True,
     fill: Fill | None = None,
+    named: Named | None = None,
 ) -> Chain:
     """Write the model's blueprint, weights and record into `folder`; returns its chain, evicted.
 
@@ -99,7 +127,7 @@ def stage(
     Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
-    with built(made, data, folder, fill) as (chain, release):
+    with built(made, data, folder, fill, named) as (chain, release):
         _check_trained(chain)
         _check_dense(chain)
         check_norms(chain)
@@ -188,6 +216,7 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             request.folder,
             weights=request.weights,
             fill=None if given.weights is None else fill,
+            named=None if ":" in given.model else Named(given.model, helper.memo),
         )
         helper.limit.set(helper.room_bytes)
         measure(chain, job.config, request.folder)
