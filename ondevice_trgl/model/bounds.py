@@ -10,13 +10,18 @@ from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain, Segment
 
 
+_FEW = 3
+"""So few segments that whoever asked for more wants to know why."""
+
+
 def check_count(chain: Chain, count: int) -> None:
     """Raises PartitionError where `count` modules cannot be had."""
     most = len(chain.segments)
     if not 1 <= count <= most:
         into = f"into 1 to {most} modules" if most > 1 else "nowhere"
+        why = _why_not_more(chain) if most <= _FEW else ""
         raise PartitionError(
-            f"modules = {count}: this network can be cut {into}{_why_not_more(chain)}",
+            f"modules = {count}: this network can be cut {into}{why}",
             hint=f"ask for {most} or fewer (modules=, or --modules), or 'auto'",
         )
 
@@ -37,7 +42,8 @@ def _why_not_more(chain: Chain) -> str:
     if least is None:
         return ""
     node, crossing = least
-    names = ", ".join(f"{n.name} ({str(n.meta.get('line', '')).rstrip(': ') or n.op})" for n in crossing[:3])
+    lines = [(n.name, str(n.meta.get("line", "")).rstrip(": ")) for n in crossing[:3]]
+    names = ", ".join(f"{name} ({line})" if line else name for name, line in lines)
     return f"; elsewhere more than one tensor crosses: behind {node.name} {len(crossing)}, which are {names}"
 
 
