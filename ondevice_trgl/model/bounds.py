@@ -9,7 +9,6 @@ from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.model.trace import Chain, Segment
 
-
 _FEW = 3
 """So few segments that whoever asked for more wants to know why."""
 

@@ -6,15 +6,17 @@ try is left: gradients are dropped, buffers and the random generator are put bac
 gradients are there.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.model.store import state_of
 from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
 from ondevice_trgl.run.budget import Budget
@@ -71,7 +73,8 @@ class Stepper:
         self.objective = self._make(rung)
         self._buffer: Tensor | None = None
         self._between = 0
-        self._statistics = [b for b in self.objective.module.buffers() if b.numel()]
+        own = state_of(self.objective.module).values()
+        self._statistics = [tensor for tensor in own if not isinstance(tensor, nn.Parameter) and tensor.numel()]
 
     def _hold(self) -> None:
         """Hold the process to what was measured for this rung, or else to the budget."""
@@ -104,7 +107,7 @@ class Stepper:
         if self._steps and self._budget.is_over():
             self._give_way(f"more than {format_size(self._budget.bytes)} in use between two steps")
         while True:
-            kept = [b.clone() for b in self._statistics], torch.get_rng_state()
+            kept = [tensor.clone() for tensor in self._statistics], torch.get_rng_state(), random.getstate()
             cause = ""
             try:
                 self.optimizer.allocate()
@@ -126,6 +129,7 @@ class Stepper:
             for tensor, before in zip(self._statistics, kept[0], strict=True):
                 tensor.copy_(before)
             torch.set_rng_state(kept[1])
+            random.setstate(kept[2])
             self._give_way(cause)
         # where it stops for want of memory it goes on the second time: what is updated has no gradient any more
         self._budget.attempt(lambda: self.optimizer.step(lr), "the update")

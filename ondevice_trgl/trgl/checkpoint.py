@@ -4,14 +4,17 @@
 moves BatchNorm's running statistics twice.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.model.inplace import overwritten
+from ondevice_trgl.model.store import tensors_of
 
 
 class _Start(torch.autograd.Function):
@@ -38,12 +41,16 @@ def _start(out: Tensor, grad: Tensor) -> Tensor:
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor | tuple[Tensor, ...]:
-        ctx.piece, ctx.rng = piece, torch.get_rng_state()
+        ctx.piece, ctx.rng, ctx.python = piece, torch.get_rng_state(), random.getstate()
         ctx.save_for_backward(x)
         version = x._version
+        before = [(tensor, tensor.clone()) for tensor in _moving(piece)]
         out: Tensor | tuple[Tensor, ...] = _call(piece, x)
         if x._version != version:
             raise RuntimeError(f"{type(piece).__name__} changes its input in place: it cannot be computed again")
+        ctx.before = [(tensor, value) for tensor, value in before if not torch.equal(tensor, value)]
+        if piece not in _MOVING:
+            _MOVING[piece] = [tensor for tensor, _ in ctx.before]
         return out
 
     @staticmethod
@@ -51,16 +58,18 @@ class _Recomputed(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[1])
         parameters = [p for p in ctx.piece.parameters() if p.requires_grad]
-        now = torch.get_rng_state()
+        now, numbers = torch.get_rng_state(), random.getstate()
         torch.set_rng_state(ctx.rng)
+        random.setstate(ctx.python)
         try:
-            with torch.enable_grad(), _statistics_once(ctx.piece):
+            with torch.enable_grad(), _statistics_once(ctx.piece), _as_before(ctx.before):
                 out = _call(ctx.piece, x)
                 outs = out if isinstance(out, tuple) else (out,)
                 start = torch.stack([_start(o, grad) for o, grad in zip(outs, grads, strict=True)]).sum()
                 del out, outs  # what backward needs it keeps
         finally:
             torch.set_rng_state(now)
+            random.setstate(numbers)
         wanted = [x, *parameters] if x.requires_grad else parameters
         found = torch.autograd.grad(start, wanted, allow_unused=True)
         return None, *(found if x.requires_grad else (None, *found))
@@ -88,6 +97,34 @@ def _statistics_once(piece: nn.Module) -> Iterator[None]:
     finally:
         for norm, name, buffer in kept:
             norm._buffers[name] = buffer
+
+
+_MOVING: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+"""By piece: the tensors beside BatchNorm's that its forward pass was seen to change."""
+
+
+def _moving(piece: nn.Module) -> list[Tensor]:
+    """Tensors that a forward pass changes; before the first one, all that it might."""
+    if piece in _MOVING:
+        return _MOVING[piece]
+    norms = [layer for layer in piece.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    theirs = {id(buffer) for norm in norms for buffer in norm.buffers()}
+    return [t for _, t in tensors_of(piece) if not isinstance(t, nn.Parameter) and id(t) not in theirs]
+
+
+@contextmanager
+def _as_before(values: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Tensors as they were before the first pass, and afterwards as that left them."""
+    after = [(tensor, tensor.clone()) for tensor, _ in values]
+    with torch.no_grad():
+        for tensor, value in values:
+            tensor.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in after:
+                tensor.copy_(value)
 
 
 def checkpointed(pieces: Sequence[nn.Module]) -> Callable[[Tensor], Any]:

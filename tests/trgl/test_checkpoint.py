@@ -1,5 +1,7 @@
 """Checkpointed pieces train exactly as the plain composition does."""
 
+import copy
+import random
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +58,39 @@ def test_gradients_statistics_and_draws_are_those_of_the_plain_network(name: str
         assert torch.allclose(one.grad, two.grad, rtol=1e-5, atol=1e-6), key  # type: ignore[arg-type]
     for (key, buffer), twin in zip(plain.named_buffers(), pieces.buffers(), strict=True):
         assert torch.equal(buffer, twin), key
+
+
+class Moody(nn.Module):
+    """Its own buffer goes into what it computes, and moves; it draws from Python's random numbers."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.5).add_(x.detach().mean(0))
+        return self.linear(x - self.mean).tanh() * (2.0 if random.random() < 0.5 else 1.0)  # type: ignore[no-any-return]
+
+
+def test_buffers_that_forward_changes_move_once_and_python_draws_the_same() -> None:
+    torch.manual_seed(0)
+    random.seed(3)
+    pieces = [Moody(), Moody(), Moody()]
+    twins = copy.deepcopy(pieces)
+    x = torch.randn(6, 4)
+    for _ in range(3):  # from the second pass on, what moves is known
+        state = random.getstate()
+        nn.Sequential(*twins)(x).square().sum().backward()
+        after = random.getstate()
+        random.setstate(state)
+        checkpointed(pieces)(x).square().sum().backward()
+        assert random.getstate() == after
+    for piece, twin in zip(pieces, twins, strict=True):
+        assert torch.equal(piece.mean, twin.mean)
+        assert torch.equal(piece.linear.weight.grad, twin.linear.weight.grad)  # type: ignore[arg-type]
 
 
 def test_statistics_are_put_back_where_backward_fails() -> None:
