@@ -27,6 +27,8 @@ _SAMPLES = 1024
 """Elements of a large tensor that are compared, at even distances."""
 _CLOSE = 1e-3
 """Of a tensor's largest element: the same operators in the same order differ by far less."""
+_LARGE_INPUT = 50_000
+"""Elements of a sample, above which fewer samples have to do."""
 _SEED = 20_230_917
 Run = Callable[[Tensor], Tensor]
 
@@ -47,13 +49,14 @@ def prove(
     folder: Path | None = None,
     largest_bytes: int | None = None,
     read: Callable[[Tensor], None] = lambda parameter: None,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Raises PartitionError where `segments`, those of `chain` as modules one after the other, are not the network.
 
     `example` is a batch of at least one sample. The network is left as it was. Memory: a forward pass at a batch of 5,
     the gradient of one parameter, and what a backward pass at a batch of 2 needs, which goes into a file in `folder`
-    where that is given. Of parameters above `largest_bytes` no gradient is computed. `read` is called behind each
-    parameter that the backward pass has read.
+    where that is given; of large inputs one sample. Of parameters above `largest_bytes` no gradient is computed. `read`
+    is called behind each parameter that the backward pass has read, `between` between two passes.
     """
     model = chain.model
 
@@ -68,7 +71,8 @@ def prove(
 
     before = {name: _glimpse(p) for name, p in model.named_parameters()}
     training = False
-    for size in (5, 1):
+    large_input = example[:1].numel() > _LARGE_INPUT
+    for size in (1, 4) if large_input else (5, 1):
         batch = _other(example, size)
         try:
             wanted = _evaluate(chain, network, batch)
@@ -87,6 +91,7 @@ def prove(
                 f"{type(model).__name__}.forward changes its parameter {changed[0]}",
                 hint="change parameters behind the optimizer's step, in a callback's on_step_end",
             )
+        between()
         try:
             got = _evaluate(chain, composed, batch)
         except Exception as error:
@@ -96,11 +101,21 @@ def prove(
             raise _differs(chain, reason, network, network, batch, training=False) from error
         if not _close(got, wanted):
             raise _differs(chain, f"gives other results for {size} samples", network, composed, batch, training=False)
+        between()
+        if large_input:
+            break
     training = True
-    batch = _other(example, 2)
     large = {id(p) for p in model.parameters() if largest_bytes is not None and _bytes(p) > largest_bytes}
     spill = contextlib.nullcontext if folder is None else lambda: saved_on_disk(folder, list(model.parameters()))
-    first = _train(chain, network, batch, spill, large, read)
+    batch = _other(example, 1 if large_input else 2)
+    try:
+        first = _train(chain, network, batch, spill, large, read)
+    except Exception as error:
+        if not large_input or isinstance(error, TrglError) or lacks_memory(error):
+            raise
+        batch = _other(example, 2)  # a norm may ask for more than one
+        first = _train(chain, network, batch, spill, large, read)
+    between()
     second = _train(chain, composed, batch, spill, large, read)
     if reason := _difference(first, second):
         raise _differs(chain, reason, network, composed, batch, training=True)

@@ -168,7 +168,7 @@ def _as_held(record: RunRecord, helper: Helper) -> tuple[Any, Chain]:
         return data, from_blueprint(read_json(blueprint))
     # without one the caller will build the network itself too, and hold what that imports
     workload = record.workload
-    with built(lambda: build_for(workload, bundle, record.config.seed), data, helper.folder) as (chain, _):
+    with built(lambda: build_for(workload, bundle, record.config.seed), data, helper.folder, proof=False) as (chain, _):
         evict(chain.model)
     return data, chain
 

@@ -1,4 +1,4 @@
-"""Stage: a model, or a callable that makes one, becomes files in a folder: blueprint, weights, what its pieces take.
+"""Stage: a model, or a callable that makes one, becomes files in a folder: blueprint and weights.
 
 Whoever goes on with the folder needs neither the model's code nor the memory of its weights.
 """
@@ -48,6 +48,12 @@ _LARGEST_GRADIENT_BYTES = 64 << 20
 """The proof computes no gradient of a larger parameter: the budget may have no room for it beside the weights."""
 
 
+def give_back() -> None:
+    """Give back what is not in use."""
+    release_memory()
+    release_code_pages()
+
+
 @dataclass(frozen=True)
 class Named:
     """A network of torchvision's or ours: its code is known, and one proof on this machine is enough."""
@@ -71,11 +77,19 @@ class Named:
 
 @contextlib.contextmanager
 def built(
-    made: Made, data: dict[str, Source], folder: Path, fill: Fill | None = None, named: Named | None = None
+    made: Made,
+    data: dict[str, Source],
+    folder: Path,
+    fill: Fill | None = None,
+    named: Named | None = None,
+    proof: bool = True,
+    between: Callable[[], None] = give_back,
 ) -> Iterator[tuple[Chain, Callable[[], None]]]:
     """(chain, release) of a model that is there, or is made here with its weights in a file in `folder`.
 
-    `release()` drops from memory what of the weights was touched; a model that was there stays as it is.
+    `release()` drops from memory what of the weights was touched; a model that was there stays as it is. The chain is
+    proved to be the model, but for `named` ones that are known to be, and without `proof`; `between` is called between
+    two passes.
     Raises UsageError, PartitionError, DataError, StorageError.
     """
     if isinstance(made, nn.Module):
@@ -102,9 +116,12 @@ def built(
 
     with filed.dropped_as_read():
         chain = chain_of(model, data)
-        if named is None or not named.is_proved(chain):
+        if proof and (named is None or not named.is_proved(chain)):
             segments, example = segments_of(chain), example_of(data["train"], chain.in_dtype)
-            prove(chain, segments, example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES, read=read)
+            most = _LARGEST_GRADIENT_BYTES
+            between()
+            prove(chain, segments, example, folder=folder, largest_bytes=most, read=read, between=between)
+            between()
         if named is not None:
             named.note(chain)
     release_code_pages()
@@ -120,6 +137,7 @@ def stage(
     weights: bool = True,
     fill: Fill | None = None,
     named: Named | None = None,
+    between: Callable[[], None] = give_back,
 ) -> Chain:
     """Write the model's blueprint, weights and record into `folder`; returns its chain, evicted.
 
@@ -127,7 +145,7 @@ def stage(
     Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
-    with built(made, data, folder, fill, named) as (chain, release):
+    with built(made, data, folder, fill, named, between=between) as (chain, release):
         _check_trained(chain)
         _check_dense(chain)
         check_norms(chain)
@@ -209,6 +227,10 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             finally:
                 helper.limit.set(helper.room_bytes)
 
+        def between() -> None:
+            helper.limit.set(helper.room_bytes)  # it sees how much code is in memory now, and keeps room for that
+            give_back()
+
         chain = stage(
             lambda: build_for(job.workload, bundle, job.config.seed),
             data,
@@ -217,9 +239,12 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             weights=request.weights,
             fill=None if given.weights is None else fill,
             named=None if ":" in given.model else Named(given.model, helper.memo),
+            between=between,
         )
         helper.limit.set(helper.room_bytes)
-        measure(chain, job.config, request.folder)
+        # tracing and proving leave kernels and threads behind: where it can, the process that plans measures
+        if not (request.folder / BLUEPRINT).is_file():
+            measure(chain, job.config, request.folder)
 
     return vars(as_helper(job.config, request.folder, request.caller_bytes, job.allocator, work))
 
