@@ -13,13 +13,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 DEMO_FLAGS ?= --model resnet20 --data digits --image-size 48 --batch-size 64 --epochs 3 --train-limit 1000 \
 	--budget 330MB --baseline measure --run-dir runs/demo --force
-BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
+BENCHMARKS := $(filter-out benchmarks/models.py, $(sort $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench bench-models clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(STAMP) ## create .venv and install the project with its tools
 
@@ -48,6 +48,10 @@ check: $(STAMP) ## format, lint, types
 bench: $(STAMP) ## produce every number that the README quotes (takes hours)
 	@test -n "$(BENCHMARKS)" || { echo "no scripts in benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(PY) "$$script"; done
+
+bench-models: $(STAMP) ## which networks of torchvision, timm and Hugging Face are cut (installs the last two; hours)
+	@$(PIP) --editable '.[models]'
+	$(PY) benchmarks/models.py $(MODELS_FLAGS)
 
 clean: ## remove .venv, caches and build products; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
