@@ -31,7 +31,9 @@ class Residual:
 def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
     """Every residual add of `graph`, in order; the nodes must carry `meta["shape"]`.
 
-    Of two operands with one origin, the branch is the one with more weighted layers since they parted.
+    Of two operands with one origin, the branch is the deeper one: it has more weighted layers, one behind the other,
+    since they parted. So a sum of parallel convolutions (MobileOne) is none. Nor is an add inside of another's branch that
+    takes a part of what went into it (the groups of a Res2Net block): the block's own add has the whole branch.
     """
     modules = dict(model.named_modules())
     order = {node: i for i, node in enumerate(graph.nodes)}
@@ -44,8 +46,9 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
         ancestors[node] = bits
         if is_weighted(node, modules, model):
             weighted |= 1 << i
-    found = []
-    for node in graph.nodes:
+    nodes = list(order)
+    found: list[tuple[Residual, int]] = []  # with what is in the branch alone
+    for node in nodes:
         if node.op not in ("call_function", "call_method") or node.target not in _ADDS or len(node.args) != 2:
             continue
         if node.kwargs:  # `alpha` scales the branch: out - shortcut is not the operand then
@@ -58,13 +61,25 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
         if a is b or not ancestors[a] & ancestors[b]:
             continue
         only_a, only_b = ancestors[a] & ~ancestors[b], ancestors[b] & ~ancestors[a]
-        weight_a, weight_b = (only_a & weighted).bit_count(), (only_b & weighted).bit_count()
-        if weight_a == weight_b:
+        depth_a, depth_b = _depth(nodes, only_a, weighted), _depth(nodes, only_b, weighted)
+        if depth_a == depth_b:
             continue
-        branch, shortcut, rest = (a, b, only_b) if weight_a > weight_b else (b, a, only_a)
+        branch, shortcut, own, rest = (a, b, only_a, only_b) if depth_a > depth_b else (b, a, only_b, only_a)
         kind = "identity" if not rest else "projection" if rest & weighted else "resized"
-        found.append(Residual(node, branch, shortcut, kind, _norm(branch, modules)))
-    return found
+        found.append((Residual(node, branch, shortcut, kind, _norm(branch, modules)), own))
+    inside = {r.add for r, _ in found if r.kind == "resized" and any(own >> order[r.add] & 1 for _, own in found)}
+    return [residual for residual, _ in found if residual.add not in inside]
+
+
+def _depth(nodes: list[fx.Node], region: int, weighted: int) -> int:
+    """Weighted nodes on the longest path inside `region`; both are bit sets of numbers in `nodes`."""
+    depths: dict[fx.Node, int] = {}
+    while region:
+        lowest = region & -region
+        node = nodes[lowest.bit_length() - 1]
+        depths[node] = max((depths.get(used, 0) for used in node.all_input_nodes), default=0) + bool(lowest & weighted)
+        region ^= lowest
+    return max(depths.values(), default=0)
 
 
 def is_weighted(node: fx.Node, modules: Mapping[str, nn.Module], model: nn.Module) -> bool:

@@ -26,6 +26,7 @@ class Net(nn.Module):
         self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
         self.position = nn.Parameter(torch.randn(1, 4, 6, 6))
         self.scale = nn.Parameter(torch.randn(4, 1, 1))
+        self.pair = nn.Conv2d(2, 2, 3, padding=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc4, self.fc8 = nn.Linear(4, 3), nn.Linear(8, 3)
 
@@ -73,6 +74,18 @@ def scaled(net: Net, x: Tensor) -> Tensor:
     return x + net.a(x) * net.scale  # type: ignore[no-any-return]
 
 
+def parallel(net: Net, x: Tensor) -> Tensor:
+    """One layer made of several, and the input: one branch."""
+    return (net.a(x) + net.b(x)) + net.norm(x)  # type: ignore[no-any-return]
+
+
+def grouped(net: Net, x: Tensor) -> Tensor:
+    """Groups inside the branch take what the one before them gave."""
+    first = net.a(x)
+    one, two = net.pair(first[:, :2]), first[:, 2:]
+    return net.b(torch.cat((one, net.pair(one + two)), 1)) + x  # type: ignore[no-any-return]
+
+
 def positional(net: Net, x: Tensor) -> Tensor:
     return x + net.position
 
@@ -117,6 +130,8 @@ def residuals(block: Callable[[Net, Tensor], Tensor]) -> list[Residual]:
         (padded, "wide", "resized", None),
         (dropped, "drop", "identity", None),
         (scaled, "mul", "identity", None),
+        (parallel, "add", "resized", None),
+        (grouped, "b", "identity", None),
     ],
 )
 def test_the_heavier_operand_is_the_branch(
