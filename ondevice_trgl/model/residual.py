@@ -32,8 +32,8 @@ def find_residuals(graph: fx.Graph, model: nn.Module) -> list[Residual]:
     """Every residual add of `graph`, in order; the nodes must carry `meta["shape"]`.
 
     Of two operands with one origin, the branch is the deeper one: it has more weighted layers, one behind the other,
-    since they parted. So a sum of parallel convolutions (MobileOne) is none. Nor is an add inside of another's branch that
-    takes a part of what went into it (the groups of a Res2Net block): the block's own add has the whole branch.
+    since they parted. So a sum of parallel convolutions (MobileOne) is none. Nor is an add inside of another's branch
+    that takes a part of what went into it (the groups of a Res2Net block): the block's own add has the whole branch.
     """
     modules = dict(model.named_modules())
     order = {node: i for i, node in enumerate(graph.nodes)}
