@@ -17,7 +17,7 @@ T = TypeVar("T")
 _NOISE_BYTES = 12_000_000
 """A process between two modules holds that much more or less than at the start for no reason of the app's."""
 
-_UNTOUCHED_BYTES = 10_000_000
+_UNTOUCHED_BYTES = 24_000_000
 """Mapped by C code and hardly written to: no memory, but the allocator counts it, and refuses small blocks over it."""
 
 
