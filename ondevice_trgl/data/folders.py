@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.data.listing import Listing, class_names, listed, split_folders
 from ondevice_trgl.data.source import Part, Source
 from ondevice_trgl.errors import DataError
 
@@ -16,70 +17,48 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 DEFAULT_SIZE = 64
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(path: Path, image_size: int | None) -> Source:
-    """Class folders under `path`, or under PATH/train and, where they are there, PATH/val and PATH/test.
+    """Class folders under `path`, or under its train folder and, where they are there, those of val and test.
 
-    Images become RGB, cropped in the middle to a square and scaled to `image_size` (default DEFAULT_SIZE), one at a
-    time. Raises DataError where there is no folder, no class folder or no image; a file that is no image is an error
-    when its turn comes, one with another suffix is left out and counted.
+    Images become RGB (alpha is dropped, of animations the first picture counts, grey levels of 16 bits are scaled),
+    upright as their EXIF orientation says, cropped in the middle to a square and scaled to `image_size` (default
+    DEFAULT_SIZE), one at a time. Raises DataError where there is no folder, no class folder or no image of a class; a
+    file that is no image is an error when its turn comes, one with another suffix is left out and counted.
     """
     if not path.is_dir():
         raise DataError(
             f"folder:{path}: no such folder", hint="give the folder that holds one sub-folder for each class"
         )
     size = image_size if image_size is not None else DEFAULT_SIZE
-    top = path / "train" if (path / "train").is_dir() else path
-    classes = _class_names(top)
-    files, ignored = _list(top, classes)
-    others = {}
-    for name in ("val", "test") if top != path else ():
-        if (path / name).is_dir():
-            unknown = set(_class_names(path / name)) - set(classes)
+    folders = split_folders(path)
+    top = folders["train"]
+    classes = class_names(top)
+    train = listed(top, classes, all_needed=True)
+    left_out, others = train.left_out, {}
+    for name in ("val", "test"):
+        if name in folders:
+            unknown = set(class_names(folders[name])) - set(classes)
             if unknown:
                 raise DataError(
-                    f"{path / name} has class folders that {top} has not: {', '.join(sorted(unknown))}",
+                    f"{folders[name]} has class folders that {top} has not: {', '.join(sorted(unknown))}",
                     hint=f"the classes of {top.name} are {', '.join(classes)}",
                 )
-            others[name], more = _list(path / name, classes)
-            ignored += more
-    left_out = f", {ignored} other files ignored" if ignored else ""
+            found = listed(folders[name], classes, all_needed=False)
+            others[name] = found.files
+            left_out += found.left_out
+    splits = ", ".join(f"{name} in {folder.name}" for name, folder in folders.items()) if top != path else ""
+    told = Listing(left_out=left_out).told()
     return Source(
-        origin=f"images under {path} cropped to squares of {size}x{size}{left_out}",
+        origin=f"images under {path}{f' ({splits})' if splits else ''} cropped to squares of {size}x{size}"
+        f"{f', left out: {told}' if told else ''}",
         shape=(3, size, size),
         class_names=classes,
-        train=_part(files, size),
+        train=_part(train.files, size),
         val=(lambda: _part(others["val"], size)) if "val" in others else None,
         test=(lambda: _part(others["test"], size)) if "test" in others else None,
     )
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
-    if not names:
-        raise DataError(
-            f"{folder} has no class folders", hint="put the images of each class into a sub-folder named after it"
-        )
-    return names
-
-
-def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[tuple[Path, int]], int]:
-    """The image files with their labels, sorted, and how many files of another kind there are."""
-    files, ignored = [], 0
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                files.append((path, label))
-            elif path.is_file():
-                ignored += 1
-    if not files:
-        raise DataError(
-            f"{folder} has class folders but no images; {ignored} files of other kinds",
-            hint=f"images end in {' '.join(SUFFIXES)}",
-        )
-    return files, ignored
 
 
 def _part(files: list[tuple[Path, int]], size: int) -> Part:
@@ -116,9 +95,31 @@ def _decode(pil: "ModuleType", path: Path, size: int) -> bytes:
             with pil.Image.open(path) as image:
                 # A JPEG is decoded at a half, quarter or eighth where that is still large enough: less memory.
                 image.draft("RGB", (2 * size, 2 * size))
-                fitted = pil.ImageOps.fit(image.convert("RGB"), (size, size), pil.Image.Resampling.BILINEAR)
+                upright = pil.ImageOps.exif_transpose(_eight_bit(image))
+                fitted = pil.ImageOps.fit(upright.convert("RGB"), (size, size), pil.Image.Resampling.BILINEAR)
                 return bytes(fitted.tobytes())
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise DataError(
             f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
         ) from error
+
+
+def _eight_bit(image: Any) -> Any:
+    """Grey levels of more than 8 bits, which Pillow would cut off at 255, scaled to them; other pictures as they are.
+
+    Raises ValueError where the range that they are meant in is not known.
+    """
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    low, high = image.getextrema()
+    if image.mode == "F":
+        known, factor = 0.0 <= low <= high <= 1.0, 255.0
+    else:
+        known, factor = 0 <= low <= high <= 65535, 1 / 257
+    if not known:
+        raise ValueError(f"its levels ({image.mode}) go from {low} to {high}, of which the range is not known")
+    levels = image if image.mode == "F" else image.convert("I")
+    scaled = levels.point(lambda level: level * factor + 0.0)
+    grey = scaled.convert("L")
+    grey.info = image.info
+    return grey

@@ -1,16 +1,20 @@
 """Class folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from ondevice_trgl.data.folders import _decode, _pil
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.errors import DataError
 
 Image = pytest.importorskip("PIL.Image")
 
 
-def fill(folder: Path, names: str = "ab", count: int = 10, size: tuple[int, int] = (12, 9)) -> Path:
+def fill(folder: Path, names: Sequence[str] = "ab", count: int = 10, size: tuple[int, int] = (12, 9)) -> Path:
     for label, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -26,7 +30,7 @@ def test_a_folder_is_split_and_scaled(tmp_path: Path) -> None:
     assert [len(part) for part in (data.train, data.val, data.test)] == [16, 2, 2]
     assert data.input_shape == (3, 64, 64)
     assert data.class_names == ("a", "b")
-    assert "2 other files ignored" in data.description
+    assert "left out: 1 .txt files" in data.description  # and what is hidden never counts
     image, label = data.train[0]
     other, _ = next(sample for sample in data.train if sample[1] != label)
     assert (image[0].mean() > other[0].mean()) == (label == 1)
@@ -74,7 +78,7 @@ def test_folders_that_hold_nothing_to_train_on_are_refused(tmp_path: Path) -> No
         load_data(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("")
-    with pytest.raises(DataError, match="no images; 1 files of other kinds"):
+    with pytest.raises(DataError, match=r"no images; left out: 1 \.txt files"):
         load_data(f"folder:{tmp_path}")
     with pytest.raises(DataError, match="one class only"):
         load_data(f"folder:{fill(tmp_path / 'single', 'a')}")
@@ -87,3 +91,125 @@ def test_classes_that_train_does_not_have_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "val", "abx")
     with pytest.raises(DataError, match=r"class folders that .*train has not: x"):
         load_data(f"folder:{tmp_path}")
+
+
+def test_nothing_that_is_hidden_or_left_by_a_system_counts(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    for place in ("a/.ipynb_checkpoints", "a/__MACOSX", "__MACOSX/a", ".git", "b/@eaDir"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "copy.png")
+    for name in ("a/._0.png", "b/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"no picture")
+    data = load_data(f"folder:{folder}", image_size=8)
+    assert data.class_names == ("a", "b")
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+    assert "left out" not in data.description
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    for name in ("a/1.heic", "a/2.HEIC", "b/3.jfif"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "absent.png")
+    (tmp_path / "b" / "deeper").mkdir()
+    (tmp_path / "b" / "deeper" / "loop").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "again").symlink_to(tmp_path / "b" / "deeper")
+    data = load_data(f"folder:{folder}", image_size=8)
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+    assert "left out: 2 .heic files, 1 .jfif files, 1 broken links" in data.description
+
+
+def test_a_folder_that_is_linked_counts_once(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", "x", 5)
+    folder = fill(tmp_path / "pictures")
+    (folder / "a" / "more").symlink_to(tmp_path / "elsewhere" / "x")
+    data = load_data(f"folder:{folder}", image_size=8)
+    assert len(data.train) + len(data.val) + len(data.test) == 25
+
+
+def test_a_class_without_a_picture_is_named(tmp_path: Path) -> None:
+    folder = fill(tmp_path, "abc")
+    for path in (folder / "c").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DataError, match=r"no image of c; left out: 10 \.heic files"):
+        load_data(f"folder:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (("train", "valid", "test"), [8, 6, 4]),
+        (("Training", "VAL"), None),
+        (("train", "dev", "holdout"), [8, 6, 4]),
+        (("train", "validation", "Testing"), [8, 6, 4]),
+    ],
+)
+def test_splits_go_by_their_usual_names(tmp_path: Path, names: tuple[str, ...], sizes: list[int] | None) -> None:
+    for name, count in zip(names, (4, 3, 2), strict=False):
+        fill(tmp_path / name, count=count)
+    data = load_data(f"folder:{tmp_path}", image_size=8)
+    assert data.class_names == ("a", "b")
+    assert f"train in {names[0]}, val in {names[1]}" in data.description
+    if sizes is not None:
+        assert [len(part) for part in (data.train, data.val, data.test)] == sizes
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    fill(tmp_path, ("bus", "car"))
+    fill(tmp_path / "train", ("diesel", "steam"))
+    data = load_data(f"folder:{tmp_path}", image_size=8)
+    assert data.class_names == ("bus", "car", "train")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        fill(tmp_path / name)
+    with pytest.raises(DataError, match="has val and valid, which both are val"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "numbers", ("0", "2", "10"), 6)
+    assert load_data(f"folder:{folder}", image_size=8).class_names == ("0", "2", "10")
+    (folder / "x").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "x" / "0.png")
+    assert load_data(f"folder:{fill(tmp_path / 'mixed', ('2', '10', 'x'), 6)}").class_names == ("10", "2", "x")
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (Image.fromarray(np.full((8, 8), 25_700, np.uint16)), 100),
+        (Image.fromarray(np.full((8, 8), 65_535, np.uint16)), 255),
+        (Image.fromarray(np.full((8, 8), 0.4, np.float32)), 102),
+        (Image.fromarray(np.full((8, 8), 51_400, np.int32)), 200),
+        (Image.new("L", (8, 8), 77), 77),
+        (Image.new("LA", (8, 8), (77, 0)), 77),
+        (Image.new("1", (8, 8), 1), 255),
+    ],
+    ids=["16 bits", "white", "float", "32 bits", "8 bits", "alpha", "1 bit"],
+)
+def test_grey_levels_are_scaled_by_their_range(tmp_path: Path, picture: Any, expected: int) -> None:
+    path = tmp_path / "picture.tif"
+    picture.save(path)
+    assert set(_decode(_pil(), path, 4)) == {expected}
+
+
+def test_levels_of_which_the_range_is_not_known_are_refused_with_file_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "height.tif"
+    Image.fromarray(np.linspace(-3.0, 900.0, 64, dtype=np.float32).reshape(8, 8)).save(path)
+    with pytest.raises(DataError, match=r"height\.tif cannot be read .*levels \(F\) go from -3\.0 to 900\.0"):
+        _decode(_pil(), path, 4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_pictures_are_upright_as_a_person_sees_them(tmp_path: Path, suffix: str) -> None:
+    seen = np.zeros((48, 48, 3), np.uint8)
+    seen[:24] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"up.{suffix}"
+    Image.fromarray(seen).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    pixels = np.frombuffer(_decode(_pil(), path, 4), np.uint8).reshape(4, 4, 3)
+    assert pixels[0].min() > 240
+    assert pixels[3].max() < 15
