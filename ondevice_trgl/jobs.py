@@ -6,7 +6,7 @@ Nothing here imports torch until the model is staged and the plan is made: until
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ondevice_trgl.job import Job
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, answer, ask
 from ondevice_trgl.report.model import Report, read_report
-from ondevice_trgl.run.run_dir import RunDir
+from ondevice_trgl.run.run_dir import RECORD, RunDir, read_json
 from ondevice_trgl.setup.steps import set_up, settled, staging_folder
 
 if TYPE_CHECKING:
@@ -30,11 +30,21 @@ def plan_job(job: Job, *, ask: Ask = ask) -> Report:
         return read_report(folder)
 
 
-def train_job(job: Job, callbacks: "Sequence[Callback]" = (), *, ask: Ask = ask) -> Report:
-    """Stage, plan, train, measure the baselines, write the report; status completed or paused. Raises TrglError."""
+def train_job(
+    job: Job,
+    callbacks: "Sequence[Callback]" = (),
+    *,
+    ask: Ask = ask,
+    told: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Stage, plan, train, measure the baselines, write the report; status completed or paused. Raises TrglError.
+
+    `told` is given what the data turned out to be, before training starts.
+    """
     RunDir.check(job.run_dir, force=job.force)
     with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
         set_up(job.within(*budget), folder, ask)
+        told(str(read_json(folder / RECORD).get("subject", {}).get("description", "")))
         RunDir.adopt(folder, job.run_dir, force=job.force)
     return resume_job(job.run_dir, callbacks)
 
