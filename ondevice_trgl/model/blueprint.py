@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError, PartitionError
-from ondevice_trgl.model.graph import BATCHES
 from ondevice_trgl.model.modes import Modes
+from ondevice_trgl.model.passes import BATCHES
 from ondevice_trgl.model.store import evicted, shape_of
 from ondevice_trgl.model.trace import Chain, chain_from
 

@@ -39,14 +39,20 @@ def unwrapped(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Raises PartitionError where two tensors of `model` lie in the same memory, one of them being trained.
+    """Raises PartitionError where two tensors of `model` lie in the same memory, one of them trained, or one is sparse.
 
     Each module's tensors are loaded by themselves, and would not be tied any more.
     """
     names: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in tensors_of(model):
-        if tensor.layout != torch.strided or not tensor.numel():
-            continue
+    tensors = dict(tensors_of(model))
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise PartitionError(
+                f"{name} is a tensor of layout {tensor.layout}, expected a dense one",
+                hint="hold it dense, and make it sparse in forward",
+            )
+        if not tensor.numel() or isinstance(tensors.get(f"{name}_orig"), nn.Parameter):
+            continue  # nn.utils.spectral_norm and prune make `weight` of `weight_orig` in each pass
         first, other = names.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
         if other is not tensor and (isinstance(tensor, nn.Parameter) or isinstance(other, nn.Parameter)):
             raise PartitionError(
