@@ -65,6 +65,8 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
 
 
 def _tensor(value: Tensor, name: str, names: dict[int, str]) -> dict[str, Any]:
+    if value._backward_hooks:
+        raise NoBlueprint(f"{name} has hooks")
     first = names.setdefault(id(value), name)
     return {
         "shape": list(shape_of(value)),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.errors import PartitionError, TrglError
 from ondevice_trgl.model.calls import may_change
-from ondevice_trgl.model.compared import close, first_line, glimpse, sample
+from ondevice_trgl.model.compared import close, first_line, glimpse, leaves_of, sample, watched
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.passes import rows
 from ondevice_trgl.model.patches import ONE_AT_A_TIME
@@ -74,14 +74,20 @@ def _prove(
     read: Callable[[Tensor], None],
 ) -> None:
     model = chain.model
+    names = {id(p): name for name, p in model.named_parameters()}
 
     def network(x: Tensor) -> Tensor:
         return logits_of(model(x), type(model).__name__)
 
     def composed(x: Tensor) -> Tensor:
+        seen: set[Any] = {None}
         for segment in segments:
             segment.train(training)
             x = segment(x)
+            held = {id(p) for p in segment.parameters()}
+            foreign = [names[id(p)] for p in leaves_of(x, seen) if id(p) in names and id(p) not in held]
+            if foreign:
+                raise _foreign(chain, foreign[0], segment)
         return x
 
     before = {name: glimpse(p) for name, p in model.named_parameters()}
@@ -170,6 +176,14 @@ def _keeps_changing(chain: Chain, network: Run, batch: Tensor, *, training: bool
         return not all(close(two, one) for one, two in zip(*after, strict=True))
 
 
+def _foreign(chain: Chain, name: str, segment: nn.Module) -> PartitionError:
+    where = getattr(segment, "label", "a module")
+    return PartitionError(
+        f"{type(chain.model).__name__} cannot be cut: {where} uses the parameter {name}, which it does not hold",
+        hint="hold it there as well: assign the same Parameter, or the module that has it, as an attribute",
+    )
+
+
 def _changes(chain: Chain, name: str) -> PartitionError:
     return PartitionError(
         f"{type(chain.model).__name__}.forward changes its parameter {name}",
@@ -253,7 +267,7 @@ def _differs(
         with untouched(chain.model), torch.no_grad():
             chain.modes.apply(chain.model, training=training)
             _seed()
-            with _watched(chain) as seen:
+            with watched(chain) as seen:
                 run(batch.clone())
         runs.append(seen)
     same = 0
@@ -272,27 +286,6 @@ def _differs(
         hint="what forward does there outside of the calls of torch is lost when it is cut: put it into a submodule of "
         "its own, which is then kept whole",
     )
-
-
-@contextlib.contextmanager
-def _watched(chain: Chain) -> Iterator[list[tuple[str, Tensor]]]:
-    """Samples of what the layers put out that the chain calls, in order."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        def ran(layer: nn.Module, args: Any, result: Any) -> None:
-            if isinstance(result, Tensor):
-                seen.append((path, sample(result)))
-
-        return ran
-
-    paths = {str(node.target) for node in chain.graph.nodes if node.op == "call_module"}
-    handles = [chain.root.get_submodule(path).register_forward_hook(watch(path)) for path in sorted(paths)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _seed() -> None:

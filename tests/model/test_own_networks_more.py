@@ -188,6 +188,29 @@ class HoldsNorms(Base):
         return self.rest(self.held(self.a(x)))
 
 
+class Phased(Base):
+    """Complex weights, over frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(8, 16, 9, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.rest(torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[-2:]))
+
+
+class Halves(Base):
+    """bfloat16 in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.c(self.b(self.a(x).bfloat16()).float()).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Energy(Base):
     """A module with a backward pass of its own inside."""
 
@@ -221,7 +244,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     for kind, least in (
         (KeepsActivations, 3), (Caches, 3), (Registers, 3), (CachesElsewhere, 3), (Counts, 3), (WarmsUpInside, 3),
         (Scripted, 3), (Reentrant, 3), (NumpySkips, 3), (Bits, 3), (Retains, 3), (HoldsNorms, 3), (Energy, 3),
-        (spectral_normed, 3),
+        (spectral_normed, 3), (Phased, 3), (Halves, 3),
     )
 }  # fmt: skip
 
@@ -352,6 +375,53 @@ class DoesNotTrain(Base):
         return self.rest(x)
 
 
+class Decoder(nn.Module):
+    """Uses a weight that another layer holds."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.other, self.own = [other], nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.own + self.other[0].get_parameter("weight"), padding=1)
+
+
+class TiedByList(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = Decoder(self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.second(self.first(self.a(x)).relu()))
+
+
+def hooked_with_another() -> nn.Module:
+    model = Base()
+    model.scale = nn.Parameter(torch.ones(8, 1, 1))
+    model.a[0].register_forward_hook(lambda module, args, output: output * model.scale)
+    return model
+
+
+def stepped_in_backward() -> nn.Module:
+    model = Base()
+
+    def step(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    model.fc.weight.register_post_accumulate_grad_hook(step)
+    return model
+
+
+class Wide(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(8, 1, 1, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest((self.a(x) * self.phase).abs().float())
+
+
 class SoftInEvalMode(Base):
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -379,6 +449,10 @@ def hooked_whole() -> nn.Module:
         (Sparse, r"links is a tensor of layout torch\.sparse_coo"),
         (DoesNotTrain, r"does not train: one of the variables"),
         (SoftInEvalMode, rf"{HERE}:\d+: it computes something else in train mode"),
+        (TiedByList, r"second uses the parameter first\.weight, which it does not hold"),
+        (hooked_with_another, r"a uses the parameter scale, which it does not hold"),
+        (stepped_in_backward, r"fc\.weight has a hook behind its gradient"),
+        (Wide, r"phase has dtype complex128"),
         (hooked_whole, r"it has a hook on its backward pass"),
     ],
 )
