@@ -23,6 +23,8 @@ METADATA = {
     "untyped_storage", "retain_grad",
 }  # fmt: skip
 """What tells of a tensor without reading its values."""
+PLAINLY = {"item", "tolist", "numpy"}
+"""What hands out the values of a tensor, and is called so that no name need be said."""
 _SWAPPED = {
     "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
@@ -33,7 +35,7 @@ _OPERATORS = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul,
 }  # fmt: skip
 
-IN_PLACE = {
+_IN_PLACE = {
     "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
     "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__setitem__", "__set__",
 }  # fmt: skip
@@ -118,6 +120,13 @@ def may_change(module: nn.Module) -> Iterator[Tensor]:
         if hooked or not type(layer).__module__.startswith("torch."):
             yield from module.parameters()
             return
+
+
+def changed_by(name: str, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that a call of torch of that name writes into."""
+    yield from tensors_in((kwargs.get("out"),))
+    if args and ((name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE):
+        yield from tensors_in((args[0],))
 
 
 def named(func: Any, name: str, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from ondevice_trgl.model.numbers import Numbers, Place
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.recording import Recorder
 from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
-from ondevice_trgl.model.untouched import untouched
+from ondevice_trgl.model.untouched import held_tensors, untouched
 
 BATCHES = (2, 3)
 Key = tuple[bool, int]
@@ -50,6 +50,9 @@ def record(
         try:
             output = recorder.run(batch)
             recorder.numbers = numbers.changed()
+            left = [tensor for tensor in held_tensors(model) if recorder.made(tensor)]
+            if left and ahead is None and key[1] == BATCHES[0]:
+                _check_left(model, batch, leaves, left, backward=backward)
         except TrglError:
             raise
         except Exception as error:  # whatever the user's forward raises: its own code ran, on a real batch
@@ -87,6 +90,15 @@ def live(steps: Sequence[Step], model: nn.Module) -> list[Step]:
         return _mapped(value, lambda part: Ref(numbers[part.index]) if isinstance(part, Ref) else part)
 
     return [replace(steps[i], args=renumbered(steps[i].args), kwargs=renumbered(steps[i].kwargs)) for i in numbers]
+
+
+def _check_left(model: nn.Module, batch: Tensor, leaves: set[str], left: Sequence[Tensor], *, backward: bool) -> None:
+    """Raises Untraceable where a pass reads what the one before it left behind, such as a hidden state."""
+    reason = "reads what an earlier pass has left behind"
+    again = Recorder(model, leaves, backward=backward)
+    again.run(batch)
+    if step := again.first_use(left):
+        raise Untraceable(reason, step.stack[-1][0] if step.stack else "", step.line)
 
 
 def check_constants(runs: Sequence[Recorder]) -> None:

@@ -10,7 +10,7 @@ import functools
 import operator
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ondevice_trgl.model.calls import (
-    IN_PLACE,
     METADATA,
     PLAIN,
+    PLAINLY,
     applying,
+    changed_by,
     file_of,
     input_name,
     is_leaf,
@@ -76,6 +77,16 @@ class Recorder(TorchFunctionMode):
         )
         with patched(self._call, self._assign, self._apply, self._script), self, torch.enable_grad(), saved:
             return self._model(example)
+
+    def made(self, tensor: Tensor) -> bool:
+        """Whether a recorded call made `tensor`, of samples or of the network's state."""
+        known = self._known.get(id(tensor)) if id(tensor) not in self._places else None
+        return known is not None and known[0]() is tensor and not self.steps[known[1].index].pure
+
+    def first_use(self, tensors: Sequence[Tensor]) -> Step | None:
+        """The step that reads one of `tensors`, which were there before."""
+        paths = {self._places.get(id(tensor)) for tensor in tensors}
+        return next((step for step in self.steps if step.op == "get_attr" and step.target in paths), None)
 
     def output(self, value: Tensor) -> None:
         """`value` is what the network returns."""
@@ -209,9 +220,11 @@ class Recorder(TorchFunctionMode):
         step = steps[ref.index]
         step.pure = op != "call_module" and name not in RANDOM and all(before.pure for before in inputs)
         step.cut_off = had_gradient and not torch.is_grad_enabled()
-        if target is operator.setitem:
+        if args and isinstance(args[0], Ref) and changes_its_input(step, self._modules):
             changed = steps[args[0].index]
-            changed.pure = changed.pure and step.pure
+            changed.pure = changed.pure and (step.pure or target is not operator.setitem)
+            if changed.target in self.constants:
+                raise self._untraceable("changes a tensor that is neither a buffer nor an attribute of a module")
         if any(result is tensor for tensor in given) and not changes_its_input(step, self._modules):
             # dropout returns its very input in eval mode: here it is a tensor of its own in either
             with torch._C.DisableTorchFunction():
@@ -232,9 +245,8 @@ class Recorder(TorchFunctionMode):
         items = value.items() if isinstance(value, dict) else enumerate(value) if is_sequence(value) else ()
         for key, item in items:
             if next(tensors_in(item), None) is not None:
-                inner = self._add("call_function", operator.getitem, (ref, key), {})
-                self.steps[inner.index].pure = self.steps[ref.index].pure
-                self.steps[inner.index].cut_off = self.steps[ref.index].cut_off
+                whole, inner = self.steps[ref.index], self._add("call_function", operator.getitem, (ref, key), {})
+                self.steps[inner.index].pure, self.steps[inner.index].cut_off = whole.pure, whole.cut_off
                 self._bind(item, inner)
 
     def _ref(self, tensor: Tensor) -> Ref:
@@ -263,6 +275,8 @@ class Recorder(TorchFunctionMode):
             return slice(*(self._referring(part) for part in (value.start, value.stop, value.step)))
         if isinstance(value, torch.Size):
             return tuple(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            raise self._untraceable(f"calls with a {type(value).__name__}, which no list of calls can hold,")
         if isinstance(value, tuple | list):
             items = [self._referring(item) for item in value]
             return items if isinstance(value, list) else tuple(items)
@@ -281,17 +295,12 @@ class Recorder(TorchFunctionMode):
             raise self._untraceable(f"hangs a hook on a tensor ({name}), which it would not have in a module")
         refs = [self._ref(tensor) for tensor in inputs]
         if not all(self.steps[ref.index].pure for ref in refs):
-            what = {"__bool__": "tests", "item": "reads", "tolist": "reads", "numpy": "reads"}.get(
-                name, f"({name}) reads"
-            )
+            what = "tests" if name == "__bool__" else "reads" if name in PLAINLY else f"({name}) reads"
             raise self._untraceable(f"{what} values that depend on the data or on the network's state")
 
     def _must_not_change(self, name: str, args: Any, kwargs: Any) -> None:
         """Parameters are the optimizer's alone. Looked at before the call: they are not copied to be put back."""
-        given = kwargs.get("out")
-        if args and ((name.endswith("_") and not name.endswith("__")) or name in IN_PLACE):
-            given = (given, args[0])
-        for tensor in tensors_in((given,)):
+        for tensor in changed_by(name, args, kwargs):
             if isinstance(tensor, nn.Parameter) or (
                 tensor.layout == torch.strided
                 and tensor.numel()

@@ -103,6 +103,16 @@ def containers_of(model: nn.Module) -> Iterator[tuple[Any, str]]:
                 yield from inside(value, f"{path}.{name}" if path else name)
 
 
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that `model` holds, also in lists and dicts."""
+    for _, tensor in tensors_of(model):
+        yield tensor
+    for container, _ in containers_of(model):
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, Tensor):
+                yield value
+
+
 def random_state() -> Any:
     """The state of Python's generator of random numbers and of numpy's, where that is imported."""
     numpy = sys.modules.get("numpy")
@@ -145,7 +155,8 @@ def _put_back(container: Any, items: list[Any]) -> None:
 
 
 def _loose(model: nn.Module) -> Iterator[Tensor]:
-    """Buffers and tensors that are plain attributes."""
-    for _, tensor in tensors_of(model):
-        if not isinstance(tensor, nn.Parameter) and tensor.numel() * tensor.element_size() <= _COPIED_BYTES:
+    """Buffers and tensors that are plain attributes, or in lists and dicts."""
+    for tensor in {id(tensor): tensor for tensor in held_tensors(model)}.values():
+        dense = tensor.layout == torch.strided
+        if dense and not isinstance(tensor, nn.Parameter) and tensor.numel() * tensor.element_size() <= _COPIED_BYTES:
             yield tensor

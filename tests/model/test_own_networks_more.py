@@ -239,12 +239,34 @@ def spectral_normed() -> nn.Module:
     return model
 
 
+class RemembersInside(Base):
+    """With its gradient, in a module that is then kept whole."""
+
+    class Memory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.before = nn.Identity(), list[Tensor]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            old = self.before[-1].mean() if self.before else 0.0
+            self.before.append(x.detach())
+            return self.inner(x + old)  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = self.Memory()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.memory(self.a(x)))
+
+
 MORE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     kind.__name__: (kind, least)
     for kind, least in (
         (KeepsActivations, 3), (Caches, 3), (Registers, 3), (CachesElsewhere, 3), (Counts, 3), (WarmsUpInside, 3),
         (Scripted, 3), (Reentrant, 3), (NumpySkips, 3), (Bits, 3), (Retains, 3), (HoldsNorms, 3), (Energy, 3),
         (spectral_normed, 3), (Phased, 3), (Halves, 3),
+        (RemembersInside, 3),
     )
 }  # fmt: skip
 
@@ -422,6 +444,52 @@ class Wide(Base):
         return self.rest((self.a(x) * self.phase).abs().float())
 
 
+class Remembers(Base):
+    """What the pass before has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.before is None or self.before.shape != x.shape:
+            self.before = torch.zeros_like(x)
+        x = x + 0.5 * self.before
+        self.before = x.detach()
+        return self.rest(x)
+
+
+class RemembersInADict(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = {"mean": torch.zeros(8)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.state["mean"] = 0.9 * self.state["mean"] + 0.1 * x.detach().mean((0, 2, 3))
+        return self.rest(x - self.state["mean"][:, None, None])
+
+
+class ChangesADict(RemembersInADict):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.state["mean"].mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+        return self.rest(x - self.state["mean"][:, None, None])
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.fc = nn.Linear(48, 16), nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.permute(0, 2, 1, 3).flatten(2))
+        lengths = torch.full((len(x),), x.size(1))
+        packed, _ = self.lstm(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))
+        return self.fc(nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0][:, -1])  # type: ignore[no-any-return]
+
+
 class SoftInEvalMode(Base):
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -453,6 +521,10 @@ def hooked_whole() -> nn.Module:
         (hooked_with_another, r"a uses the parameter scale, which it does not hold"),
         (stepped_in_backward, r"fc\.weight has a hook behind its gradient"),
         (Wide, r"phase has dtype complex128"),
+        (Remembers, rf"{HERE}:\d+: it reads what an earlier pass has left behind"),
+        (RemembersInADict, rf"{HERE}:\d+: it reads what an earlier pass has left behind"),
+        (ChangesADict, rf"{HERE}:\d+: it changes a tensor that is neither a buffer"),
+        (Packed, rf"{HERE}:\d+: it calls with a PackedSequence"),
         (hooked_whole, r"it has a hook on its backward pass"),
     ],
 )
@@ -463,6 +535,7 @@ def test_what_cannot_be_cut_is_refused_and_left_as_it_was(make: Callable[[], nn.
     with pytest.raises(PartitionError, match=message) as caught:
         partition(model, torch.randn(4, 3, 16, 16))
     assert caught.value.hint
+    assert not any(value.any() for value in getattr(model, "state", {}).values())
     for parameter, place, value in before:
         assert torch.equal(parameter, value)
         assert parameter.data_ptr() == place
