@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from ondevice_trgl import TrainConfig
 from tests.asked_here import Trainer
 from tests.model.test_own_networks import EQUAL, logits
+from tests.model.test_own_networks_more import MORE
 
 
 def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -21,15 +22,17 @@ def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+ALL = EQUAL | MORE
 OTHERS = ("AlwaysDrops", "hooked_gradient")
 """The accuracy of the one is a draw; the other's hook wants the gradient of an input that has none at a boundary."""
 
 
-@pytest.mark.parametrize("name", [name for name in EQUAL if name not in OTHERS])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", [name for name in ALL if name not in OTHERS])
 def test_the_accuracy_of_the_exported_network_is_the_one_reported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     random.seed(0)
-    make, least = EQUAL[name]
+    make, least = ALL[name]
     config = TrainConfig(budget="64GB", modules=min(2, least), epochs=3, batch_size=16, threads=1, lr=0.05)
     trainer = Trainer(make(), config, run_dir=tmp_path / "run")
     images, labels = samples(60, 2)

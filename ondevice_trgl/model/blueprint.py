@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError, PartitionError
-from ondevice_trgl.model.graph import BATCHES
 from ondevice_trgl.model.modes import Modes
+from ondevice_trgl.model.passes import BATCHES
 from ondevice_trgl.model.store import evicted, shape_of
 from ondevice_trgl.model.trace import Chain, chain_from
 
@@ -65,6 +65,8 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
 
 
 def _tensor(value: Tensor, name: str, names: dict[int, str]) -> dict[str, Any]:
+    if value._backward_hooks:
+        raise NoBlueprint(f"{name} has hooks")
     first = names.setdefault(id(value), name)
     return {
         "shape": list(shape_of(value)),

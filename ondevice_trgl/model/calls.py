@@ -15,22 +15,31 @@ from torch import Tensor, nn
 from ondevice_trgl.errors import PartitionError
 
 _OURS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/", "<")
+_PYTHONS = f"{Path(inspect.__file__).parent}/"
 METADATA = {
     "size", "dim", "stride", "numel", "nelement", "ndimension", "element_size", "is_contiguous", "is_floating_point",
     "is_complex", "is_signed", "is_conj", "is_neg", "is_inference", "is_pinned", "is_same_size", "storage_offset",
     "get_device", "type", "has_names", "__len__", "__hash__", "__get__", "__repr__", "__format__", "data_ptr",
-    "untyped_storage",
+    "untyped_storage", "retain_grad",
 }  # fmt: skip
 """What tells of a tensor without reading its values."""
+PLAINLY = {"item", "tolist", "numpy"}
+"""What hands out the values of a tensor, and is called so that no name need be said."""
 _SWAPPED = {
     "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
+    "__rlshift__": operator.lshift, "__rrshift__": operator.rshift, "__rand__": operator.and_,
+    "__ror__": operator.or_, "__rxor__": operator.xor, "__radd__": operator.add, "__rmul__": operator.mul,
 }  # fmt: skip
 _OPERATORS = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul,
 }  # fmt: skip
 
-
+_IN_PLACE = {
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
+    "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__setitem__", "__set__",
+}  # fmt: skip
+"""Methods that change a tensor, beside those whose name ends with an underscore."""
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -71,7 +80,8 @@ def user_line() -> str:
 
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs code that is neither torch's nor ours."""
-    return not frame.f_code.co_filename.startswith(_OURS)
+    name = frame.f_code.co_filename
+    return not (name.startswith(_OURS) or (name.startswith(_PYTHONS) and "-packages" not in name))
 
 
 def file_of(module: nn.Module) -> str:
@@ -87,8 +97,36 @@ def applying(kind: Any) -> Callable[..., Any]:
         return kind.apply(*args, **kwargs)
 
     apply.__name__ = apply.__qualname__ = f"{kind.__name__}_apply"
-    apply.__module__ = kind.__module__
+    apply.__module__ = __name__  # of torch's own functions a graph would look for it in torch
     return apply
+
+
+@functools.cache
+def scripted(function: Any) -> Callable[..., Any]:
+    """A function of TorchScript as a plain one, which a graph can name."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = f"{function.name}_script"
+    call.__module__ = __name__
+    return call
+
+
+def may_change(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters that `module`, kept whole, may change in its forward: layers of torch change none."""
+    for layer in module.modules():
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or getattr(layer, "max_norm", None) is not None
+        if hooked or not type(layer).__module__.startswith("torch."):
+            yield from module.parameters()
+            return
+
+
+def changed_by(name: str, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that a call of torch of that name writes into."""
+    yield from tensors_in((kwargs.get("out"),))
+    if args and ((name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE):
+        yield from tensors_in((args[0],))
 
 
 def named(func: Any, name: str, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
@@ -100,7 +138,7 @@ def named(func: Any, name: str, args: tuple[Any, ...]) -> tuple[str, Any, tuple[
         return "call_function", _SWAPPED[name], (args[1], args[0])
     if name in _OPERATORS and method and len(args) == 2:
         return "call_function", _OPERATORS[name], args
-    if name.startswith("__") and method:
+    if name.startswith("__") and method and hasattr(operator, name):
         return "call_function", getattr(operator, name), args
     return ("call_method", name, args) if method else ("call_function", func, args)
 

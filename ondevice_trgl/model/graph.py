@@ -9,27 +9,19 @@ it is refused with the line. Nothing is imported for this (torch.export would ad
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ondevice_trgl.errors import PartitionError, TrglError
-from ondevice_trgl.model.calls import is_users
-from ondevice_trgl.model.inplace import changes_its_input
+from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.modes import Modes
-from ondevice_trgl.model.output import logits_of
+from ondevice_trgl.model.passes import BATCHES, Key, check_constants, check_numbers, live, record
 from ondevice_trgl.model.recording import Recorder
-from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
-from ondevice_trgl.model.untouched import untouched
+from ondevice_trgl.model.steps import BackwardInsideError, Ref, Step, Untraceable
 
-BATCHES = (2, 3)
 _KEPT_WHOLE = "put that into a submodule of its own, which is then kept whole"
-
-
-Key = tuple[bool, int]
-"""(train mode, batch size) of a pass."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +44,27 @@ def graph_of(model: nn.Module, example: Tensor, modes: Modes) -> Traced:
     """
     leaves: set[str] = set()
     keys = [(training, size) for training in (False, True) for size in BATCHES]
+    backward = settled = False
     while True:
         known = set(leaves)
         runs: dict[Key, Recorder] = {}
         try:
             for key in keys:
-                runs[key] = _run(model, example, leaves, modes, key)
+                runs[key] = record(model, example, leaves, modes, key, backward=backward)
             if leaves != known:
                 continue  # the passes are to keep the same modules whole
-            graph = _Merger(model, {key: _live(run.steps, model) for key, run in runs.items()}).graph()
+            graph = _Merger(model, {key: live(run.steps, model) for key, run in runs.items()}).graph()
+            check_constants(list(runs.values()))
+            check_numbers(model, example, leaves, modes, runs, backward=backward)
             return Traced(graph, runs[keys[-1]].constants)
+        except BackwardInsideError:
+            backward = True
         except Untraceable as reason:
-            unsteady = _unsteady([run.calls for run in runs.values()]) if len(runs) == len(keys) else set()
+            whole = len(runs) == len(keys)
+            if not settled:
+                settled = True  # what is made once, and kept outside of the network, is there now; and an app's other
+                continue  # threads may have drawn a number meanwhile
+            unsteady = _unsteady([run.calls for run in runs.values()]) if whole else set()
             leaves |= unsteady or {reason.path}
             if "" in leaves or leaves == known:
                 raise PartitionError(
@@ -90,56 +91,6 @@ def _unsteady(passes: Sequence[Sequence[tuple[str, Any]]]) -> set[str]:
     return found
 
 
-def rows(example: Tensor, size: int) -> Tensor:
-    """A batch of `size` samples out of those of `example`, as a copy."""
-    return example[torch.arange(size) % len(example)].clone()
-
-
-def _run(model: nn.Module, example: Tensor, leaves: set[str], modes: Modes, key: Key) -> Recorder:
-    recorder, batch = Recorder(model, leaves), rows(example, key[1])
-    with untouched(model):
-        modes.apply(model, training=key[0])
-        try:
-            output = recorder.run(batch)
-        except TrglError:
-            raise
-        except Exception as error:  # whatever the user's forward raises: its own code ran, on a real batch
-            raise _refused(model, batch, error) from error
-    recorder.output(logits_of(output, type(model).__name__))
-    return recorder
-
-
-def _refused(model: nn.Module, batch: Tensor, error: Exception) -> PartitionError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    place, traceback = "", error.__traceback__
-    while traceback is not None:
-        if is_users(traceback.tb_frame):
-            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: "
-        traceback = traceback.tb_next
-    return PartitionError(
-        f"{type(model).__name__} does not accept an input of shape {tuple(batch.shape)}: {place}{reason}",
-        hint="check the number of channels and the image size that the network expects",
-    )
-
-
-def _live(steps: Sequence[Step], model: nn.Module) -> list[Step]:
-    """The steps that the output comes from, and those that change something; numbered anew."""
-    modules = dict(model.named_modules())
-    wanted: set[int] = set()
-    for index in reversed(range(len(steps))):
-        step = steps[index]
-        kept = step.op in ("placeholder", "output", "call_module") or changes_its_input(step, modules)
-        if kept or index in wanted:
-            wanted.add(index)
-            wanted.update(ref.index for ref in refs_in((step.args, step.kwargs)))
-    numbers = {index: number for number, index in enumerate(sorted(wanted))}
-
-    def renumbered(value: Any) -> Any:
-        return _mapped(value, lambda part: Ref(numbers[part.index]) if isinstance(part, Ref) else part)
-
-    return [replace(steps[i], args=renumbered(steps[i].args), kwargs=renumbered(steps[i].kwargs)) for i in numbers]
-
-
 class _Merger:
     """Several recordings of one network as one graph."""
 
@@ -154,7 +105,8 @@ class _Merger:
     def graph(self) -> fx.Graph:
         """The graph. Raises Untraceable where the recordings differ by more than a graph can say."""
         for steps in zip(*self._runs.values(), strict=False):
-            self._stacks, self._line = [step.stack for step in steps], steps[-1].line
+            self._stacks = [step.stack for step in steps]
+            self._line = next((step.line for step in reversed(steps) if step.op != "output"), steps[-1].line)
             if any((step.op, step.target) != (steps[0].op, steps[0].target) for step in steps):
                 raise self._differs([(step.op, step.target) for step in steps])
             self._nodes.append(self._node(steps))
@@ -270,13 +222,3 @@ class _Merger:
                 break
             common = entries[0][0]
         return Untraceable(reason, common, self._line)
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(item, change) for item in value)
-    if isinstance(value, dict):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_mapped(part, change) for part in (value.start, value.stop, value.step)))
-    return change(value)

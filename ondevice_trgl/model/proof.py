@@ -6,6 +6,7 @@ parameters have a gradient and what it is, what the buffers are afterwards, how 
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,16 @@ from torch import Tensor, nn
 
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.errors import PartitionError, TrglError
-from ondevice_trgl.model.graph import rows
+from ondevice_trgl.model.calls import may_change
+from ondevice_trgl.model.compared import close, first_line, glimpse, leaves_of, sample, watched
 from ondevice_trgl.model.output import logits_of
+from ondevice_trgl.model.passes import other_rows
+from ondevice_trgl.model.patches import ONE_AT_A_TIME
 from ondevice_trgl.model.spilled import saved_on_disk
 from ondevice_trgl.model.store import tensors_of
 from ondevice_trgl.model.trace import Chain
-from ondevice_trgl.model.untouched import untouched
+from ondevice_trgl.model.untouched import kept, untouched
 
-_SAMPLES = 1024
-"""Elements of a large tensor that are compared, at even distances."""
-_CLOSE = 1e-3
-"""Of a tensor's largest element: the same operators in the same order differ by far less."""
 _LARGE_INPUT = 50_000
 """Elements of a sample, above which fewer samples have to do."""
 _SEED = 20_230_917
@@ -39,6 +39,8 @@ class _Observed:
     gradients: dict[str, Tensor]
     state: dict[str, Tensor]
     numbers: Tensor
+    changed: list[str]
+    """Parameters that the forward pass changed, by name."""
 
 
 def prove(
@@ -58,48 +60,68 @@ def prove(
     where that is given; of large inputs one sample. Of parameters above `largest_bytes` no gradient is computed. `read`
     is called behind each parameter that the backward pass has read, `between` between two passes.
     """
+    with ONE_AT_A_TIME:
+        try:
+            _prove(chain, segments, example, folder, largest_bytes, read, between)
+        except PartitionError:
+            # another thread of the app may have drawn random numbers meanwhile: of the same generator
+            _prove(chain, segments, example, folder, largest_bytes, read, between)
+
+
+def _prove(
+    chain: Chain,
+    segments: Sequence[nn.Module],
+    example: Tensor,
+    folder: Path | None,
+    largest_bytes: int | None,
+    read: Callable[[Tensor], None],
+    between: Callable[[], None],
+) -> None:
     model = chain.model
+    names = {id(p): name for name, p in model.named_parameters()}
 
     def network(x: Tensor) -> Tensor:
         return logits_of(model(x), type(model).__name__)
 
     def composed(x: Tensor) -> Tensor:
+        seen: set[Any] = {None}
         for segment in segments:
             segment.train(training)
             x = segment(x)
+            held = {id(p) for p in segment.parameters()}
+            foreign = [names[id(p)] for p in leaves_of(x, seen) if id(p) in names and id(p) not in held]
+            if foreign:
+                raise _foreign(chain, foreign[0], segment)
         return x
 
-    before = {name: _glimpse(p) for name, p in model.named_parameters()}
+    before = {name: glimpse(p) for name, p in model.named_parameters()}
     training = False
     large_input = example[:1].numel() > _LARGE_INPUT
     for size in (1, 4) if large_input else (5, 1):
-        batch = _other(example, size)
+        batch = other_rows(example, size)
         try:
-            wanted = _evaluate(chain, network, batch)
+            wanted, moved = _evaluate(chain, network, batch)
         except Exception as error:
             if isinstance(error, TrglError) or lacks_memory(error):
                 raise
             if size == 1:
                 continue  # the network itself does not take one sample
             raise PartitionError(
-                f"{type(model).__name__} takes {len(example)} samples at once, and not {size}: {_first_line(error)}",
+                f"{type(model).__name__} takes {len(example)} samples at once, and not {size}: {first_line(error)}",
                 hint="take the batch size from the input",
             ) from error
-        changed = [name for name, p in model.named_parameters() if not torch.equal(_glimpse(p), before[name])]
-        if changed:
-            raise PartitionError(
-                f"{type(model).__name__}.forward changes its parameter {changed[0]}",
-                hint="change parameters behind the optimizer's step, in a callback's on_step_end",
-            )
+        changed = [name for name, p in model.named_parameters() if not torch.equal(glimpse(p), before[name])]
+        if changed or (moved and _keeps_changing(chain, network, batch, training=False)):
+            raise _changes(chain, (changed or moved)[0])
         between()
         try:
-            got = _evaluate(chain, composed, batch)
+            got, _ = _evaluate(chain, composed, batch)
         except Exception as error:
             if isinstance(error, TrglError) or lacks_memory(error):
                 raise
-            reason = f"does not run on {size} samples, {_first_line(error)},"
+            reason = f"does not run on {size} samples, {first_line(error)},"
             raise _differs(chain, reason, network, network, batch, training=False) from error
-        if not _close(got, wanted):
+        if not close(got, wanted):
             raise _differs(chain, f"gives other results for {size} samples", network, composed, batch, training=False)
         between()
         if large_input:
@@ -107,35 +129,91 @@ def prove(
     training = True
     large = {id(p) for p in model.parameters() if largest_bytes is not None and _bytes(p) > largest_bytes}
     spill = contextlib.nullcontext if folder is None else lambda: saved_on_disk(folder, list(model.parameters()))
-    batch = _other(example, 1 if large_input else 2)
-    try:
-        first = _train(chain, network, batch, spill, large, read)
-    except Exception as error:
-        if not large_input or isinstance(error, TrglError) or lacks_memory(error):
-            raise
-        batch = _other(example, 2)  # a norm may ask for more than one
-        first = _train(chain, network, batch, spill, large, read)
+    for size in (1, 2) if large_input else (2,):
+        batch = other_rows(example, size)
+        try:
+            first = _train(chain, network, batch, spill, large, read)
+            break
+        except Exception as error:
+            if isinstance(error, TrglError) or lacks_memory(error):
+                raise
+            if size == 1:
+                continue  # a norm may ask for more than one sample
+            raise PartitionError(
+                f"{type(model).__name__} does not train: {first_line(error)}",
+                hint="one step of it by itself, forward and backward, fails so too",
+            ) from error
+    changed = [name for name, p in model.named_parameters() if not torch.equal(glimpse(p), before[name])]
+    if changed or (first.changed and _keeps_changing(chain, network, batch, training=True)):
+        raise _changes(chain, (changed or first.changed)[0])
     between()
-    second = _train(chain, composed, batch, spill, large, read)
+    try:
+        second = _train(chain, composed, batch, spill, large, read)
+    except Exception as error:
+        if isinstance(error, TrglError) or lacks_memory(error):
+            raise
+        reason = f"does not train, {first_line(error)},"
+        raise _differs(chain, reason, network, network, batch, training=True) from error
     if reason := _difference(first, second):
         raise _differs(chain, reason, network, composed, batch, training=True)
 
 
-def _evaluate(chain: Chain, run: Run, batch: Tensor) -> Tensor:
-    with untouched(chain.model), torch.no_grad():
+def _evaluate(chain: Chain, run: Run, batch: Tensor) -> tuple[Tensor, list[str]]:
+    """What `run` gives, and the parameters that it changed."""
+    with untouched(chain.model), _weights_kept(chain) as moved, torch.no_grad():
         chain.modes.apply(chain.model, training=False)
         _seed()
-        return run(batch.clone()).clone()
+        output = run(batch.clone()).clone()
+    return output, moved
+
+
+@contextlib.contextmanager
+def _weights_kept(chain: Chain) -> Iterator[list[str]]:
+    """Puts back parameters that a module which is kept whole may change; the list holds the names of those it did."""
+    whole = {str(node.target): None for node in chain.graph.nodes if node.op == "call_module"}
+    own = {id(p): p for path in whole for p in may_change(chain.root.get_submodule(path))}
+    names: list[str] = []
+    with kept(own.values()) as moved:
+        yield names
+    names += [name for name, p in chain.model.named_parameters() if any(p is other for other in moved)]
+
+
+def _keeps_changing(chain: Chain, network: Run, batch: Tensor, *, training: bool) -> bool:
+    """Whether a second pass changes parameters again: a norm that is held does not."""
+    with untouched(chain.model), _weights_kept(chain), torch.no_grad():
+        chain.modes.apply(chain.model, training=training)
+        after = []
+        for _ in range(2):
+            _seed()
+            network(batch.clone())
+            after.append([glimpse(p) for p in chain.model.parameters()])
+        return not all(close(two, one) for one, two in zip(*after, strict=True))
+
+
+def _foreign(chain: Chain, name: str, segment: nn.Module) -> PartitionError:
+    where = getattr(segment, "label", "a module")
+    return PartitionError(
+        f"{type(chain.model).__name__} cannot be cut: {where} uses the parameter {name}, which it does not hold",
+        hint="hold it there as well: assign the same Parameter, or the module that has it, as an attribute",
+    )
+
+
+def _changes(chain: Chain, name: str) -> PartitionError:
+    return PartitionError(
+        f"{type(chain.model).__name__}.forward changes its parameter {name}",
+        hint="change parameters behind the optimizer's step, in a callback's on_step_end",
+    )
 
 
 def _train(chain: Chain, run: Run, batch: Tensor, spill: Any, large: set[int], read: Any) -> _Observed:
     model = chain.model
     gradients: dict[str, Tensor] = {}
+    names = _state_of(chain)
 
     def note(name: str) -> Callable[[Tensor], None]:
         def noted(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            gradients[name] = _sample(parameter.grad)
+            gradients[name] = sample(parameter.grad)
             parameter.grad = None
             read(parameter)
 
@@ -143,6 +221,7 @@ def _train(chain: Chain, run: Run, batch: Tensor, spill: Any, large: set[int], r
 
     with contextlib.ExitStack() as undo:
         undo.enter_context(untouched(model))
+        changed = undo.enter_context(_weights_kept(chain))
         for name, parameter in model.named_parameters():
             parameter.grad = None
             if id(parameter) in large and parameter.requires_grad:
@@ -156,28 +235,38 @@ def _train(chain: Chain, run: Run, batch: Tensor, spill: Any, large: set[int], r
             output = run(batch.clone())
             numbers = torch.get_rng_state()
             # before the backward pass, in which a network's own checkpointing moves statistics once more
-            state = {name: _sample(t) for name, t in tensors_of(model) if not isinstance(t, nn.Parameter)}
+            tensors = dict(tensors_of(model))
+            state = {name: sample(tensors[name]) for name in sorted(names & tensors.keys())}
             if output.requires_grad:
                 weights = torch.linspace(-1.0, 1.0, output.numel(), dtype=output.dtype).view_as(output)
                 (output * weights).sum().backward()
-        return _Observed(output.detach().clone(), gradients, state, numbers)
+        return _Observed(output.detach().clone(), gradients, state, numbers, changed)
+
+
+def _state_of(chain: Chain) -> set[str]:
+    """The buffers, and those tensors beside them that the chain reads: what forward leaves for itself is not of it."""
+    read = {str(node.target) for node in chain.graph.nodes if node.op == "get_attr"}
+    buffers = {id(buffer) for buffer in chain.model.buffers()}
+    tensors = tensors_of(chain.model)
+    return {n for n, t in tensors if not isinstance(t, nn.Parameter) and (id(t) in buffers or n in read)}
 
 
 def _difference(network: _Observed, chain: _Observed) -> str:
     """In what the chain differs from the network in a training step; "" where it does not."""
     missing = sorted(network.gradients.keys() - chain.gradients.keys())
     foreign = sorted(chain.gradients.keys() - network.gradients.keys())
-    if not _close(chain.output, network.output):
+    if not close(chain.output, network.output):
         return "gives other results in train mode"
     if missing:
         return f"gives no gradient to {missing[0]}"
     if foreign:
         return f"gives a gradient to {foreign[0]}, which has none,"
     scale = max((float(g.abs().max()) for g in network.gradients.values() if g.numel()), default=0.0)
-    wrong = [name for name, g in network.gradients.items() if not _close(chain.gradients[name], g, least=1e-6 * scale)]
+    wrong = [name for name, g in network.gradients.items() if not close(chain.gradients[name], g, least=1e-6 * scale)]
     if wrong:
         return f"gives another gradient to {wrong[0]}"  # the first that the backward pass comes to
-    moved = [name for name, value in network.state.items() if not _close(chain.state[name], value)]
+    both = network.state.keys() & chain.state.keys()
+    moved = [name for name in sorted(both) if not close(chain.state[name], network.state[name])]
     if moved:
         return f"leaves another value in the buffer {moved[0]}"
     return "" if torch.equal(network.numbers, chain.numbers) else "draws other random numbers"
@@ -192,12 +281,12 @@ def _differs(
         with untouched(chain.model), torch.no_grad():
             chain.modes.apply(chain.model, training=training)
             _seed()
-            with _watched(chain) as seen:
+            with watched(chain) as seen:
                 run(batch.clone())
         runs.append(seen)
     same = 0
     for (path, wanted), (other, got) in zip(*runs, strict=False):
-        if path != other or not _close(got, wanted):
+        if path != other or not close(got, wanted):
             break
         same += 1
     calls = [node for node in chain.graph.nodes if node.op == "call_module"]
@@ -213,65 +302,12 @@ def _differs(
     )
 
 
-@contextlib.contextmanager
-def _watched(chain: Chain) -> Iterator[list[tuple[str, Tensor]]]:
-    """Samples of what the layers put out that the chain calls, in order."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        def ran(layer: nn.Module, args: Any, result: Any) -> None:
-            if isinstance(result, Tensor):
-                seen.append((path, _sample(result)))
-
-        return ran
-
-    paths = {str(node.target) for node in chain.graph.nodes if node.op == "call_module"}
-    handles = [chain.root.get_submodule(path).register_forward_hook(watch(path)) for path in sorted(paths)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _seed() -> None:
     torch.manual_seed(_SEED)
     random.seed(_SEED)
-
-
-def _other(example: Tensor, size: int) -> Tensor:
-    """`size` samples that differ from those of the trace."""
-    batch = rows(example, size)
-    if not batch.is_floating_point():
-        return batch.roll(1, -1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        return batch + torch.randn_like(batch) * (0.1 * float(batch.float().std()) + 0.1)
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Some elements of `tensor`, as float32."""
-    values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()
-    flat = values.reshape(-1)
-    return flat[:: max(1, flat.numel() // _SAMPLES)].float().clone()
-
-
-def _glimpse(tensor: Tensor) -> Tensor:
-    """A few neighbouring elements: of a tensor in a file, little comes into memory."""
-    flat = tensor.detach().reshape(-1)
-    return flat[flat.numel() // 2 :][:64].clone()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _close(got: Tensor, wanted: Tensor, least: float = 1e-7) -> bool:
-    if got.shape != wanted.shape:
-        return False
-    known = wanted[wanted.isfinite()].abs()
-    most = float(known.max()) if known.numel() else 0.0
-    return torch.allclose(got.float(), wanted.float(), rtol=0.0, atol=_CLOSE * most + least, equal_nan=True)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(_SEED)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -15,6 +15,10 @@ class Untraceable(BaseException):
         self.reason, self.path, self.line = reason, path, line
 
 
+class BackwardInsideError(BaseException):
+    """`forward` runs a backward pass of its own, which wants what autograd keeps."""
+
+
 @dataclass(frozen=True)
 class Ref:
     """The result of the step of that number."""

@@ -29,6 +29,7 @@ _NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
 }
 DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _MOST_HEADER = 64 << 20

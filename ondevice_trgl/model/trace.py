@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.fetched import fetched, uses
-from ondevice_trgl.model.graph import BATCHES, graph_of
+from ondevice_trgl.model.graph import graph_of
 from ondevice_trgl.model.heads import head_limit
 from ondevice_trgl.model.inplace import writers
 from ondevice_trgl.model.layout import layouts_of
 from ondevice_trgl.model.modes import Modes
+from ondevice_trgl.model.passes import BATCHES
 from ondevice_trgl.model.residual import Residual, find_residuals, is_weighted
 from ondevice_trgl.model.unwrap import check_tensors, unwrapped
 

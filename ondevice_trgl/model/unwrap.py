@@ -6,6 +6,7 @@ from torch.nn.parameter import is_lazy
 
 from ondevice_trgl.errors import PartitionError
 from ondevice_trgl.model.store import tensors_of
+from ondevice_trgl.model.tensorfile import DTYPES
 
 
 def unwrapped(model: nn.Module, example: Tensor) -> nn.Module:
@@ -39,14 +40,30 @@ def unwrapped(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Raises PartitionError where two tensors of `model` lie in the same memory, one of them being trained.
+    """Raises PartitionError where two tensors of `model` share memory, one of them being trained; or one has no file.
 
     Each module's tensors are loaded by themselves, and would not be tied any more.
     """
     names: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in tensors_of(model):
-        if tensor.layout != torch.strided or not tensor.numel():
-            continue
+    tensors = dict(tensors_of(model))
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise PartitionError(
+                f"{name} is a tensor of layout {tensor.layout}, expected a dense one",
+                hint="hold it dense, and make it sparse in forward",
+            )
+        if tensor.dtype not in DTYPES.values():
+            raise PartitionError(
+                f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}, which no weights file holds",
+                hint="expected float, bfloat16, complex64, int or bool",
+            )
+        if isinstance(tensor, nn.Parameter) and getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise PartitionError(
+                f"{name} has a hook behind its gradient (register_post_accumulate_grad_hook)",
+                hint="remove it: a hook that updates or drops gradients is in the way of the optimizer's own",
+            )
+        if not tensor.numel() or isinstance(tensors.get(f"{name}_orig"), nn.Parameter):
+            continue  # nn.utils.spectral_norm and prune make `weight` of `weight_orig` in each pass
         first, other = names.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
         if other is not tensor and (isinstance(tensor, nn.Parameter) or isinstance(other, nn.Parameter)):
             raise PartitionError(

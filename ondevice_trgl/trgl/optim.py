@@ -1,9 +1,10 @@
 """SGD and AdamW over torch's fused kernels: constructing a `torch.optim` class imports torch._dynamo (+73 MB).
 
 Parameters are updated one at a time, in one pass over memory and without temporaries, and each gradient is dropped as
-soon as it is used. What the kernels cannot take (complex numbers, a gradient of another dtype or memory order than its
-parameter, a device that is neither CPU nor CUDA) goes through torch's functional forms: AdamW then holds up to two
-temporaries of that parameter's size, which no plan counts. As a last resort gradients and state wait on disk (spill).
+soon as it is used. What the kernels cannot take (complex numbers, half precision under SGD, a gradient of another dtype
+or memory order than its parameter, a device that is neither CPU nor CUDA) goes through torch's functional forms: AdamW
+then holds up to two temporaries of that parameter's size, which no plan counts. As a last resort gradients and state
+wait on disk (spill).
 """
 
 import weakref
@@ -18,6 +19,8 @@ from torch.optim.sgd import sgd
 from ondevice_trgl.trgl.spill import Spill, is_spillable
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HALVES = (torch.bfloat16, torch.float16)
+"""Of which torch's fused SGD on a CPU moves the momentum, and not the parameter, but for the last few elements."""
 _DEVICES = ("cpu", "cuda")
 _ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
@@ -113,7 +116,7 @@ class Optimizer:
             self._adamw(parameter, gradient, mean, square, self._state[f"steps.{name}"], lr, decay)
 
     def _sgd(self, parameter: Tensor, gradient: Tensor, state: list[Tensor], lr: float, decay: float) -> None:
-        if _is_fusable(parameter, gradient, *state):
+        if parameter.dtype not in _HALVES and _is_fusable(parameter, gradient, *state):
             torch._fused_sgd_(
                 [parameter], [gradient], state,
                 lr=lr, momentum=self.momentum, weight_decay=decay,

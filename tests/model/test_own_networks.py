@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -498,7 +499,10 @@ def logits(output: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_what_is_cut_is_what_was_written(name: str) -> None:
-    make, least = EQUAL[name]
+    cut_is_what_was_written(name, *EQUAL[name])
+
+
+def cut_is_what_was_written(name: str, make: Callable[[], nn.Module], least: int) -> None:
     torch.manual_seed(0)
     model, x = make(), torch.randn(4, 3, 16, 16)
     twin = copy.deepcopy(model)
@@ -517,6 +521,7 @@ def test_what_is_cut_is_what_was_written(name: str) -> None:
         for network in (twin, modules):
             torch.manual_seed(1)
             random.seed(1)
+            numpy.random.seed(1)
             z = x
             if isinstance(network, nn.Module):
                 network.train(training)
@@ -537,8 +542,8 @@ def test_what_is_cut_is_what_was_written(name: str) -> None:
             if parameter.grad is not None and other is not None:
                 assert torch.allclose(parameter.grad, other, rtol=1e-3, atol=1e-4), key
         for key, tensor in state_of(twin).items():
-            if name == "Checkpointed":
-                continue  # its own second pass moves its statistics once more
+            if name in ("Checkpointed", "Reentrant") or key not in state_of(model):
+                continue  # its own second pass moves its statistics once more; or what forward leaves behind
             assert torch.allclose(state_of(model)[key].float(), tensor.float(), atol=1e-5), key
 
 
@@ -639,7 +644,7 @@ def untied() -> nn.Module:
         (OneSample, r"gives other results for 1 samples"),
         (Quadratic, r"gives other results for 5 samples|is not cut"),
         (Hooked, rf"{HERE}:\d+: it .*register_hook"),
-        (Stepping, r"cannot be cut|cannot be traced"),
+        (Stepping, r"depends on times\.0, a number"),
         (Clipping, rf"{HERE}:\d+: |changes its parameter a\.0\.weight"),
         (Ragged, r"with features, scores, expected one tensor"),
         (untied, r"1\.weight and 3\.weight are two tensors in the same memory"),

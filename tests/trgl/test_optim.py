@@ -118,6 +118,16 @@ def test_an_update_takes_no_memory_of_a_parameters_size(
         assert live.peak < 100
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "momentum"), KINDS)
+def test_half_precision_is_updated_throughout(kind: str, momentum: float, dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.zeros(100, dtype=dtype))
+    optimizer = Optimizer(kind, {"weight": weight}, momentum=momentum)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step(0.5)
+    assert torch.allclose(weight, torch.full_like(weight, -0.5), atol=1e-2)
+
+
 def test_complex_parameters_are_updated_as_torch_does() -> None:
     ours, theirs = (nn.Parameter(torch.full((2, 2), 1 + 1j)) for _ in range(2))
     ours.grad, theirs.grad = torch.full((2, 2), 2 - 1j), torch.full((2, 2), 2 - 1j)
