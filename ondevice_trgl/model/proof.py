@@ -27,7 +27,7 @@ from ondevice_trgl.model.store import tensors_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.untouched import kept, untouched
 
-_LARGE_INPUT = 50_000
+_LARGE_INPUT = 20_000
 """Elements of a sample, above which fewer samples have to do."""
 _SEED = 20_230_917
 Run = Callable[[Tensor], Tensor]
