@@ -66,7 +66,7 @@ def made(library: str, name: str) -> tuple[nn.Module, tuple[int, ...], int]:
     if library == "torchvision":
         from ondevice_trgl.model.zoo import build_model
 
-        side = {"inception_v3": 96, "maxvit_t": 224}.get(name, 64)
+        side = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}.get(name, 64)
         return build_model(name, num_classes=CLASSES, in_shape=(3, side, side)), (3, side, side), 0
     if library == "timm":
         import timm

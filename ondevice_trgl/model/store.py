@@ -171,25 +171,46 @@ def aliases_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Give the tensors of `module` the memory of `tensors`. DamagedFileError where names, shapes or dtypes differ."""
-    targets = state_of(module)
-    missing, foreign = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    """Give the tensors of `module` the memory of `tensors`. DamagedFileError where names, shapes or dtypes differ.
+
+    But for plain attributes, which a forward pass may have made anew: those that fit no more are left as they are.
+    """
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    state = state_of(module)
+    plain = {name for name, tensor in state.items() if id(tensor) not in own}
+    unlike = {n for n in plain & tensors.keys() if (tuple(tensors[n].shape), tensors[n].dtype) != _form(state[n])}
+    targets = {name: tensor for name, tensor in state.items() if name not in unlike | (plain - tensors.keys())}
+    missing = sorted(targets.keys() - tensors.keys())
+    foreign = sorted(name for name in tensors.keys() - state.keys() if not _has_attribute(module, name))
     if missing or foreign:
         raise DamagedFileError(
             f"{source} does not fit the model: missing {missing[:3] or 'nothing'}, unknown {foreign[:3] or 'nothing'}",
             hint="the run was made with another model or partition",
         )
     for name, target in targets.items():
-        shape, found = shape_of(target), tensors[name]
-        if (tuple(found.shape), found.dtype) != (shape, target.dtype):
+        found = tensors[name]
+        if (tuple(found.shape), found.dtype) != _form(target):
             raise DamagedFileError(
                 f"{source} does not fit the model: {name} is {tuple(found.shape)} {found.dtype} there, "
-                f"{shape} {target.dtype} in the model",
+                f"{shape_of(target)} {target.dtype} in the model",
                 hint="the run was made with another model",
             )
     for name, target in targets.items():
         target.data = tensors[name]
         target.grad = None
+
+
+def _form(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return shape_of(tensor), tensor.dtype
+
+
+def _has_attribute(module: nn.Module, path: str) -> bool:
+    """Whether a layer of `module` has an attribute `path` that is no parameter, buffer or layer."""
+    *parts, name = path.split(".")
+    try:
+        return name in module.get_submodule(".".join(parts)).__dict__
+    except AttributeError:
+        return False
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ class Jobs(ModuleType):
         self.jobs.append(job)
         return self._result("plan")
 
-    def train_job(self, job: Job, callbacks: tuple[Callback, ...] = ()) -> Report:
+    def train_job(self, job: Job, callbacks: tuple[Callback, ...] = (), *, told: Callable[[str], None]) -> Report:
         self.jobs.append(job)
         self.train(callbacks)
         return self._result("train")
