@@ -173,13 +173,13 @@ def aliases_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give the tensors of `module` the memory of `tensors`. DamagedFileError where names, shapes or dtypes differ.
 
-    But for plain attributes, which a forward pass may have made anew: those that fit no more are left as they are.
+    But for what is in no state dict (plain attributes, non-persistent buffers), which a forward pass may have made
+    anew: that takes the form that it had, and the next pass makes it anew again.
     """
-    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    own = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
     state = state_of(module)
     plain = {name for name, tensor in state.items() if id(tensor) not in own}
-    unlike = {n for n in plain & tensors.keys() if (tuple(tensors[n].shape), tensors[n].dtype) != _form(state[n])}
-    targets = {name: tensor for name, tensor in state.items() if name not in unlike | (plain - tensors.keys())}
+    targets = {name: tensor for name, tensor in state.items() if name in tensors or name not in plain}
     missing = sorted(targets.keys() - tensors.keys())
     foreign = sorted(name for name in tensors.keys() - state.keys() if not _has_attribute(module, name))
     if missing or foreign:
@@ -189,7 +189,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None
         )
     for name, target in targets.items():
         found = tensors[name]
-        if (tuple(found.shape), found.dtype) != _form(target):
+        if name not in plain and (tuple(found.shape), found.dtype) != (shape_of(target), target.dtype):
             raise DamagedFileError(
                 f"{source} does not fit the model: {name} is {tuple(found.shape)} {found.dtype} there, "
                 f"{shape_of(target)} {target.dtype} in the model",
@@ -198,10 +198,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None
     for name, target in targets.items():
         target.data = tensors[name]
         target.grad = None
-
-
-def _form(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return shape_of(tensor), tensor.dtype
+        if name in plain and hasattr(target, _SHAPE):
+            delattr(target, _SHAPE)
 
 
 def _has_attribute(module: nn.Module, path: str) -> bool:

@@ -252,6 +252,21 @@ class Grown(Base):
         return self.rest(self.grow(self.a(x)))
 
 
+class GrowingBuffer(Growing):
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.table
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+
+
+class GrownBuffer(Grown):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grow = GrowingBuffer()
+
+
 class Flag(Base):
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         x = self.c(self.b(self.a(x))).mean((2, 3))
@@ -505,11 +520,11 @@ EQUAL: dict[str, tuple[Callable[[], nn.Module], int]] = {
     for kind, least in (
         (Base, 3), (NoGrad, 2), (Detached, 3), (SwitchedOff, 3), (FrozenLayer, 3), (Signs, 3), (Reversed, 3),
         (SignLayers, 3), (FrozenNorms, 3), (AlwaysDrops, 3), (norm_in_eval_mode, 3), (Counting, 3), (Rebound, 3),
-        (FreshConstant, 3), (Filled, 3), (OfTheFile, 3), (Plain, 3), (Grown, 3), (Flag, 3), (Mask, 3), (Shaped, 3),
-        (Sliced, 3), (DropPath, 3), (StochasticLayers, 3), (OddNames, 3), (BatchFirst, 3), (Folded, 1), (Table, 3),
-        (Recorded, 3), (Named, 3), (Checkpointed, 3), (TwiceNormed, 3), (Chunked, 3), (Encoder, 3), (LayersDropped, 3),
-        (AutocastInside, 3), (GatedInside, 3), (hooked_root, 3), (hooked_block, 3), (hooked_layer, 3),
-        (hooked_gradient, 3), (weight_normed, 3),
+        (FreshConstant, 3), (Filled, 3), (OfTheFile, 3), (Plain, 3), (Grown, 3), (GrownBuffer, 3), (Flag, 3),
+        (Mask, 3), (Shaped, 3), (Sliced, 3), (DropPath, 3), (StochasticLayers, 3), (OddNames, 3), (BatchFirst, 3),
+        (Folded, 1), (Table, 3), (Recorded, 3), (Named, 3), (Checkpointed, 3), (TwiceNormed, 3), (Chunked, 3),
+        (Encoder, 3), (LayersDropped, 3), (AutocastInside, 3), (GatedInside, 3), (hooked_root, 3), (hooked_block, 3),
+        (hooked_layer, 3), (hooked_gradient, 3), (weight_normed, 3),
     )
 }  # fmt: skip
 
