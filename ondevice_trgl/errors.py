@@ -134,3 +134,9 @@ def from_record(record: Mapping[str, Any]) -> TrglError:
     Exception.__init__(error, record["text"])
     vars(error).update(record["own"])
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, as far as it fits into a message of ours; its class where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

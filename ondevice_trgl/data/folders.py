@@ -28,9 +28,8 @@ def image_folder(path: Path, image_size: int | None) -> Source:
     file that is no image is an error when its turn comes, one with another suffix is left out and counted.
     """
     if not path.is_dir():
-        raise DataError(
-            f"folder:{path}: no such folder", hint="give the folder that holds one sub-folder for each class"
-        )
+        what = "a file, and no folder" if path.exists() else "no such folder"
+        raise DataError(f"folder:{path}: {what}", hint="give the folder that holds one sub-folder for each class")
     size = image_size if image_size is not None else DEFAULT_SIZE
     folders = split_folders(path)
     top = folders["train"]

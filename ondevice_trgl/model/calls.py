@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.model.steps import found_in
 
 _OURS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/", "<")
 _PYTHONS = f"{Path(inspect.__file__).parent}/"
@@ -154,11 +155,5 @@ def is_sequence(value: Any) -> bool:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif is_sequence(value):
-        for item in value:
-            yield from tensors_in(item)
+    """The tensors in what a call is given or gives."""
+    return found_in(value, Tensor)

@@ -28,10 +28,6 @@ def glimpse(tensor: Tensor) -> Tensor:
     return flat[flat.numel() // 2 :][:64].clone()
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def close(got: Tensor, wanted: Tensor, least: float = 1e-7) -> bool:
     if got.shape != wanted.shape:
         return False

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ondevice_trgl.errors import PartitionError, TrglError
+from ondevice_trgl.errors import PartitionError, TrglError, first_line
 from ondevice_trgl.model.calls import is_users
+from ondevice_trgl.model.counted import Numbers, Place
 from ondevice_trgl.model.inplace import changes_its_input
 from ondevice_trgl.model.modes import Modes
-from ondevice_trgl.model.numbers import Numbers, Place
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.recording import Recorder
 from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
@@ -72,14 +72,13 @@ def record(
 
 
 def _refused(model: nn.Module, batch: Tensor, error: Exception) -> PartitionError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     place, traceback = "", error.__traceback__
     while traceback is not None:
         if is_users(traceback.tb_frame):
             place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: "
         traceback = traceback.tb_next
     return PartitionError(
-        f"{type(model).__name__} does not accept an input of shape {tuple(batch.shape)}: {place}{reason}",
+        f"{type(model).__name__} does not accept an input of shape {tuple(batch.shape)}: {place}{first_line(error)}",
         hint="check the number of channels and the image size that the network expects",
     )
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.device.limit import lacks_memory
-from ondevice_trgl.errors import PartitionError, TrglError
+from ondevice_trgl.errors import PartitionError, TrglError, first_line
 from ondevice_trgl.model.calls import may_change
-from ondevice_trgl.model.compared import close, first_line, glimpse, leaves_of, sample, watched
+from ondevice_trgl.model.compared import close, glimpse, leaves_of, sample, watched
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.passes import other_rows
 from ondevice_trgl.model.patches import ONE_AT_A_TIME

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class Untraceable(BaseException):
@@ -46,14 +48,19 @@ class Step:
     """Made where gradients are off, of what has some."""
 
 
-def refs_in(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
+def found_in(value: Any, kind: type[T]) -> Iterator[T]:
+    """What is of `kind` in `value`, at any depth of tuples, lists, dicts and slices."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from refs_in(item)
+        yield from found_in(list(value.values()), kind)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from refs_in(item)
+            yield from found_in(item, kind)
     elif isinstance(value, slice):
-        yield from refs_in((value.start, value.stop, value.step))
+        yield from found_in((value.start, value.stop, value.step), kind)
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    """The results of steps that `value`, an argument, refers to."""
+    return found_in(value, Ref)

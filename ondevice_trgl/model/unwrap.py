@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ondevice_trgl.errors import PartitionError
+from ondevice_trgl.errors import PartitionError, first_line
 from ondevice_trgl.model.store import tensors_of
 from ondevice_trgl.model.tensorfile import DTYPES
 
@@ -30,7 +30,7 @@ def unwrapped(model: nn.Module, example: Tensor) -> nn.Module:
         except Exception as error:
             raise PartitionError(
                 f"{type(model).__name__} has lazy layers, and does not accept an input of {tuple(example.shape)}: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                f"{first_line(error)}",
                 hint="run it once on a batch of yours first",
             ) from error
         finally:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.errors import first_line
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
@@ -124,7 +125,7 @@ class Stepper:
                 self.optimizer.drop_gradients()
                 if not lacks_memory(error):
                     raise
-                cause = _first_line(error)
+                cause = first_line(error)[:160]
             # outside of the handler: until there the traceback keeps the tensors of the failed try alive
             for tensor, before in zip(self._statistics, kept[0], strict=True):
                 tensor.copy_(before)
@@ -186,8 +187,3 @@ class Stepper:
         self.objective.train_mode(True)
         self._hold()
         self._notify(Pressure(cause, str(before), str(rung)), rung)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -72,6 +72,9 @@ def test_a_picture_that_would_decode_to_something_enormous_is_refused(
 def test_folders_that_hold_nothing_to_train_on_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load_data(f"folder:{tmp_path / 'absent'}")
+    (tmp_path.parent / "file").write_text("")
+    with pytest.raises(DataError, match="a file, and no folder"):
+        load_data(f"folder:{tmp_path.parent / 'file'}")
     with pytest.raises(DataError, match="names no folder"):
         load_data("folder:")
     with pytest.raises(DataError, match="has no class folders"):
