@@ -1,12 +1,15 @@
 """What is asked for by name, as records that pass as JSON: a training, a baseline to measure."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig, Workload
 
+IN_FILES = ("folder", "csv")
+"""Kinds of data that are named by a path: `folder:PATH`."""
 ACCUMULATE = 4
 """Micro-batches a step of the baseline that accumulates, where nobody says otherwise."""
 
@@ -33,6 +36,21 @@ class Job:
         """This job with the budget of `config`, as it was `stated`, and why the two differ."""
         return dataclasses.replace(self, config=config, stated=stated, why_budget=why)
 
+    def located(self) -> "Job":
+        """This job with paths that hold wherever a process of it is started: those of data, weights and cache."""
+        work, config = self.workload, self.config
+        work = dataclasses.replace(
+            work, data=_located(work.data), data_root=_absolute(work.data_root), weights=_absolute(work.weights)
+        )
+        config = dataclasses.replace(config, cache_dir=_absolute(config.cache_dir))
+        return dataclasses.replace(self, workload=work, config=config)
+
+    @property
+    def beside(self) -> str:
+        """The way from the run directory to data in files, which holds when both are moved; empty for other data."""
+        kind, _, path = self.workload.data.partition(":")
+        return os.path.relpath(Path(path).expanduser(), self.run_dir) if kind in IN_FILES and path else ""
+
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON-ready values."""
         return {
@@ -56,6 +74,15 @@ class Job:
             "run_dir": Path(record["run_dir"]),
         }
         return cls(**{**record, **parts})
+
+
+def _located(data: str) -> str:
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{_absolute(path)}" if kind in IN_FILES and colon and path else data
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """The weights out of a run, readable without this package."""
 
+import json
 import shutil
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -127,3 +129,29 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
         export_run(tmp_path / "run", format="state-dict", head="last", output=tmp_path / "m")
     with pytest.raises(RunDirError, match="not a run directory"):
         export_run(tmp_path, format="state-dict", head="last", output=tmp_path / "m")
+
+
+def test_what_the_data_were_goes_with_the_weights(run: tuple[Path, Report], tmp_path: Path) -> None:
+    output = export_run(run[0], format="state-dict", head="0", output=tmp_path / "m.safetensors")
+    known = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    bundle = load_data(DATA)
+    means, stds = bundle.preprocessing.mean, bundle.preprocessing.std
+    assert means is not None and stds is not None
+    pixels = torch.cat([image * stds[0] + means[0] for image, _ in bundle.train])
+    assert known["class_names"] == ["0", "1", "2"]
+    assert (known["input_shape"], known["resize"], known["pixels"]) == ([1, 8, 8], "none", [0, 255])
+    assert known["mean"] == [pytest.approx(float(pixels.mean()), abs=1e-3)]
+    assert known["std"] == [pytest.approx(float(pixels.std(correction=0)), abs=1e-3)]
+    assert run[1].preprocessing == known
+    for file in (output, run[0] / "model.safetensors"):
+        with safe_open(file, "pt") as opened:
+            assert json.loads(opened.metadata()["preprocessing"]) == known
+
+
+def test_neither_file_of_an_export_is_overwritten_unasked(run: tuple[Path, Report], tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"m\.json exists"):
+        export_run(run[0], format="state-dict", head="last", output=tmp_path / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+    export_run(run[0], format="state-dict", head="last", output=tmp_path / "m.safetensors", force=True)
+    assert "class_names" in (tmp_path / "m.json").read_text()

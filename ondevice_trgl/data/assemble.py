@@ -10,6 +10,7 @@ from torch import Tensor
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.data.bundle import Asked, DataBundle
 from ondevice_trgl.data.images import ImageSet, StoredSet, pixel_stats
+from ondevice_trgl.data.preprocessing import BILINEAR, NONE, Preprocessing
 from ondevice_trgl.data.records import Records, keep_records
 from ondevice_trgl.data.source import Part, Source
 from ondevice_trgl.data.splits import check_labels, tenth
@@ -46,7 +47,12 @@ def assemble(source: Source, asked: Asked) -> DataBundle:
             positions = asked.limit(torch.arange(len(part.labels)), part.labels, split=name)
             kept |= _keep(part, {name: positions}, stored, asked, digest)
     sets = {name: StoredSet(*kept[name], stored=stored, shape=shape, stats=stats) for name in _SPLITS}
-    return _bundle(asked, source.origin, source.class_names, stored, sets, digest)
+    stretched = shape[1:] != stored[1:]
+    resize = source.resize if not stretched else BILINEAR if source.resize == NONE else source.resize
+    preprocessing = Preprocessing(
+        source.class_names, shape, resize, source.orientation, stats.over(shape[0]).mean, stats.over(shape[0]).std
+    )
+    return _bundle(asked, source.origin, preprocessing, stored, sets, digest)
 
 
 def _keep(
@@ -108,13 +114,14 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
             given=given, shape=shape, num_classes=len(classes), whole=scanned[index].whole,
             name=f"{asked.name} ({split})",
         )  # fmt: skip
-    return _bundle(asked, f"datasets of {asked.name}", classes, given, sets, digest)
+    preprocessing = Preprocessing(classes, shape, NONE if shape[1:] == given[1:] else BILINEAR)
+    return _bundle(asked, f"datasets of {asked.name}", preprocessing, given, sets, digest)
 
 
 def _bundle(
     asked: Asked,
     origin: str,
-    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
     given: tuple[int, ...],
     sets: Mapping[str, ImageSet],
     digest: "hashlib.blake2b",
@@ -126,9 +133,7 @@ def _bundle(
         train=train,
         val=val,
         test=test,
-        num_classes=len(class_names),
-        input_shape=train.shape,
-        class_names=class_names,
-        description=asked.describe(given, sizes, len(class_names), origin),
+        preprocessing=preprocessing,
+        description=asked.describe(given, sizes, preprocessing.num_classes, origin),
         digest=digest.hexdigest(),
     )

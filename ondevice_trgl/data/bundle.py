@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.splits import balanced_head, carve, check_classes
 from ondevice_trgl.errors import DataError
 
@@ -15,19 +16,30 @@ _LEAST_VAL = 100
 
 @dataclass(frozen=True)
 class DataBundle:
-    """A dataset ready for training. `input_shape` is C x H x W as delivered by the three sets."""
+    """A dataset ready for training."""
 
     name: str
     train: ImageSet
     val: ImageSet
     test: ImageSet
-    num_classes: int
-    input_shape: tuple[int, ...]
-    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
     description: str
     """One line: source, counts, resizing, expansion to more channels."""
     digest: str
     """Hash of content, order and transform: equal digests deliver equal samples under equal indices."""
+
+    @property
+    def num_classes(self) -> int:
+        return self.preprocessing.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """C x H x W as delivered by the three sets."""
+        return self.preprocessing.input_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.preprocessing.class_names
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.data.listing import Listing, class_names, listed, split_folders
+from ondevice_trgl.data.preprocessing import CENTER_CROP
 from ondevice_trgl.data.source import Part, Source
 from ondevice_trgl.errors import DataError
 
@@ -54,6 +55,7 @@ def image_folder(path: Path, image_size: int | None) -> Source:
         f"{f', left out: {told}' if told else ''}",
         shape=(3, size, size),
         class_names=classes,
+        resize=CENTER_CROP,
         train=_part(train.files, size),
         val=(lambda: _part(others["val"], size)) if "val" in others else None,
         test=(lambda: _part(others["test"], size)) if "test" in others else None,

@@ -24,6 +24,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     whole: tuple[int, int] | None = None
     """Lowest and highest number in the inputs, where all are whole: ids, as far as a network looks them up."""
 
+    class_names: tuple[str, ...] | None = None
+    """Where the dataset states them."""
+
     def __init__(self, labels: Tensor, shape: tuple[int, ...]) -> None:
         self.labels = labels
         self.shape = shape
@@ -69,6 +72,11 @@ class PixelStats:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def over(self, channels: int) -> "PixelStats":
+        """Those of a single channel, repeated as the channel is; of more, as they are."""
+        repeat = channels if len(self.mean) == 1 else 1
+        return PixelStats(self.mean * repeat, self.std * repeat)
 
 
 class StoredSet(ImageSet):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ondevice_trgl.data.preprocessing import NONE
+
 DATA_DIR_VARIABLE = "ONDEVICE_TRGL_DATA"
 
 
@@ -35,6 +37,9 @@ class Source:
     test: Callable[[], Part] | None = None
     val_count: int | None = None
     test_count: int | None = None
+    resize: str = NONE
+    """What was done to bring its pictures to `shape`; see Preprocessing."""
+    orientation: str = "exif"
 
 
 def data_dirs(root: Path | None) -> Iterator[tuple[Path, str]]:

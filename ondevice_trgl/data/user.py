@@ -159,14 +159,16 @@ def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = 
     if isinstance(dataset, ImageSet):
         return dataset
     labels, shape, whole = scan(dataset, name=name)
+    names = stated_classes(dataset)
     if num_classes is None:
-        names = stated_classes(dataset)
         num_classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, num_classes, what=name)
     positions = torch.arange(len(labels))
-    return UserSet(
+    known = UserSet(
         dataset, labels, positions, given=shape, shape=shape, num_classes=num_classes, whole=whole, name=name
     )
+    known.class_names = names
+    return known
 
 
 def stated_classes(dataset: Any) -> tuple[str, ...] | None:

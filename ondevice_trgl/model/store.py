@@ -139,7 +139,9 @@ class ModuleStore:
         tensors = read_tensors(self.path(index), lambda name: name.startswith(prefix))
         return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items()}
 
-    def assemble(self, path: Path, aliases: Mapping[str, tuple[str, ...]]) -> int:
+    def assemble(
+        self, path: Path, aliases: Mapping[str, tuple[str, ...]], metadata: Mapping[str, str] | None = None
+    ) -> int:
         """Write the whole network's state dict to `path` from the files of all modules.
 
         `aliases` as `aliases_of` gives it. A megabyte in memory at a time. Raises StorageError, DamagedFileError.
@@ -149,7 +151,7 @@ class ModuleStore:
             if (place := self._newest(names, places)) is None:
                 raise DamagedFileError(f"{self.folder} lacks {name}", hint="the run was made with another model")
             sources[name] = place
-        return copy_tensors(path, sources)
+        return copy_tensors(path, sources, metadata)
 
     def position(self, index: int) -> dict[str, Any]:
         """What was saved as the position of module `index`, empty where nothing was; no tensor is read."""

@@ -61,7 +61,7 @@ def write_tensors(
     return _write(path, entries, blocks(), metadata)
 
 
-def copy_tensors(path: Path, sources: Mapping[str, tuple[Path, str]]) -> int:
+def copy_tensors(path: Path, sources: Mapping[str, tuple[Path, str]], metadata: Mapping[str, str] | None = None) -> int:
     """Write `path` from tensors of other files, by new name: (file, name there), a megabyte in memory at a time.
 
     Atomic and durable as `write_tensors`. Raises StorageError, DamagedFileError.
@@ -86,7 +86,7 @@ def copy_tensors(path: Path, sources: Mapping[str, tuple[Path, str]]) -> int:
                     begin += len(block)
                     yield block
 
-    return _write(path, entries, blocks(), None)
+    return _write(path, entries, blocks(), metadata)
 
 
 def _write(

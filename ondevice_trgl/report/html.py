@@ -13,6 +13,7 @@ from ondevice_trgl.report.text import (
     baseline_notes,
     budget_line,
     comparison_table,
+    input_lines,
     module_table,
     plan_line,
     seconds_line,
@@ -107,6 +108,7 @@ def to_html(report: Report) -> str:
         ),
         _section("Memory while training", _list(memory_notes(report))),
         _section("Results", _facts({"accuracy": accuracy_line(report), "time": seconds_line(report)})),
+        _section("Data", _facts(dict(input_lines(report)))),
         _section("Work", _facts({**report.workload, "run directory": report.run_dir})),
         _section("Environment", _facts(report.environment)),
     ]

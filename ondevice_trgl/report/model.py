@@ -139,6 +139,9 @@ class Report:
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     workload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What was trained on what: model, data, sample counts, image size."""
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the data were to the network: class_names, input_shape, resize, orientation, pixels, mean, std; what
+    `Preprocessing` says of each."""
     message: str = ""
     """Why a run is paused or failed."""
     pressure: tuple[Mapping[str, Any], ...] = ()

@@ -17,6 +17,7 @@ from ondevice_trgl.report.table import (
 )
 from ondevice_trgl.units import format_size
 
+_MOST_NAMES = 12
 STRATEGIES = {"e2e": "end-to-end", "e2e_checkpoint": "checkpointed end-to-end"}
 
 
@@ -193,6 +194,21 @@ def plan_line(report: Report) -> str:
     )
 
 
+def input_lines(report: Report) -> list[tuple[str, str]]:
+    """What the data were to the network, as (name, text); none where that is not known."""
+    known = report.preprocessing
+    if not known:
+        return []
+    names, size = known["class_names"], "x".join(map(str, known["input_shape"]))
+    first = ", ".join(names[:_MOST_NAMES])
+    classes = f"{len(names)}: {first}" + (f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+    how = {"center-crop": ", cropped in the middle and scaled", "bilinear": ", scaled"}.get(known["resize"], "")
+    if known["mean"] is not None:
+        mean, std = (", ".join(f"{value:.1f}" for value in known[name]) for name in ("mean", "std"))
+        how += f"; pixels 0 to 255 less {mean}, divided by {std} (mean and spread of the training set)"
+    return [("input", f"{size}{how}"), ("classes", classes)]
+
+
 def accuracy_line(report: Report) -> str | None:
     """The accuracies that are known, or None."""
     known = report.accuracy
@@ -223,7 +239,7 @@ def seconds_line(report: Report) -> str | None:
 def report_lines(report: Report, width: int = 100) -> list[Line]:
     """The whole report for a terminal of `width` columns."""
     lines: list[Line] = [(Span(subject(report), "title"),)]
-    for name, text in (("budget", budget_line(report)), ("plan", plan_line(report))):
+    for name, text in (("budget", budget_line(report)), ("plan", plan_line(report)), *input_lines(report)):
         lines += labelled(name, text, width)
     if report.status == "planned":
         for number, reason in enumerate(report.plan.reasons):

@@ -1,11 +1,14 @@
 """What a run is: the one record, `config.json`, that whoever goes on with a run directory reads first."""
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.errors import RunDirError
 
 
@@ -20,6 +23,8 @@ class RunRecord:
     """Model and data by name; None where they are a program's own."""
     subject: Mapping[str, Any] = field(default_factory=dict)
     """Of named data: description, digest, input_shape, num_classes, samples."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """As Preprocessing.to_dict gives it; of a program's own data class names and input shape are known."""
     baseline: str = "skip"
     """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
     command: str = ""
@@ -33,6 +38,9 @@ class RunRecord:
     no_blueprint: str = ""
     """Why the network has to be built by its own code in each process; empty where it has a blueprint."""
 
+    beside: str = ""
+    """The way from the run directory to data in files; empty for other data."""
+
     @property
     def reported(self) -> dict[str, Any]:
         """What the report says of the work; nothing for a program's own."""
@@ -41,13 +49,25 @@ class RunRecord:
         origin = {"seed": self.config.seed, "baseline": self.baseline, "command": self.command}
         return {**self.workload.to_dict(), **self.subject, **origin, "allocator": self.allocator}
 
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """For the header of a safetensors file that holds the trained network."""
+        return Preprocessing.from_dict(self.preprocessing).metadata if self.preprocessing else None
+
     def named(self, path: Path) -> Workload:
-        """Model and data by name. Raises RunDirError for a run, in `path`, of a program's own."""
+        """Model and data by name; data in files that are gone from their place are looked for beside the run.
+
+        Raises RunDirError for a run, in `path`, of a program's own.
+        """
         if self.workload is None:
             raise RunDirError(
                 f"{path} was made by a program of its own: only that knows its model and data",
                 hint="call Trainer.fit(..., resume=True) there",
             )
+        kind, _, place = self.workload.data.partition(":")
+        moved = path / self.beside
+        if self.beside and not Path(place).exists() and moved.exists():
+            return dataclasses.replace(self.workload, data=f"{kind}:{os.path.normpath(moved.absolute())}")
         return self.workload
 
     def to_dict(self) -> dict[str, Any]:

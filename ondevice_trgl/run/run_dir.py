@@ -144,23 +144,11 @@ class RunDir:
 
     def write(self, name: str, record: dict[str, Any]) -> Path:
         """Write `name` atomically and durably as JSON. Raises StorageError."""
-        return self.write_text(name, json.dumps(record, indent=2) + "\n")
+        return write_json(self.path / name, record)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write `name` atomically and durably. Raises StorageError."""
-        path = self.path / name
-        temporary = path.with_name(f".{name}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume"
-            ) from error
-        return path
+        return write_text(self.path / name, text)
 
     def read(self, name: str) -> dict[str, Any]:
         """The JSON object in `name`. Raises DamagedFileError."""
@@ -205,6 +193,30 @@ class RunDir:
 
 def _cannot_be_made(path: Path, error: OSError) -> RunDirError:
     return RunDirError(f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `path` atomically and durably, as UTF-8; bytes of file names that are none are escaped.
+
+    Raises StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume"
+        ) from error
+    return path
+
+
+def write_json(path: Path, record: dict[str, Any]) -> Path:
+    """Write `path` atomically and durably as JSON. Raises StorageError."""
+    return write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Session:
             scheduler.checkpointer.restore_callbacks()
             progress.call("on_fit_start")
             scheduler.fit()
-            p.store.assemble(p.run.model, p.aliases)
+            p.store.assemble(p.run.model, p.aliases, p.record.metadata)
             p.run.drop_staged()
             progress.call("on_fit_end")
             return self._report(scheduler, seconds_before, "completed")
@@ -149,6 +149,7 @@ class Session:
             total_seconds=time.perf_counter() - self.started + seconds_before,
             environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
             workload=p.record.reported,
+            preprocessing=p.record.preprocessing,
             pressure=scheduler.pressures,
             budgets=self._budgets(),
             system=self._watch.since(),

@@ -113,6 +113,7 @@ def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter
         status="planned",
         environment=describe_environment(threads=torch.get_num_threads(), device=str(device_named(config.device))),
         workload=record.reported,
+        preprocessing=record.preprocessing,
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import PartitionError, UsageError
@@ -165,9 +167,16 @@ def stage(
         _write(folder / NAMES, {name: list(same) for name, same in aliases_of(chain.model).items()})
     release_memory()
     release_code_pages()
-    values = {**record.to_dict(), "data": outline(data), "no_blueprint": reason}
+    known = record.preprocessing or _known_of(data, chain).to_dict()
+    values = {**record.to_dict(), "data": outline(data), "preprocessing": known, "no_blueprint": reason}
     _write(folder / RECORD, {"format": FORMAT, **values})
     return chain
+
+
+def _known_of(data: dict[str, Source], chain: Chain) -> Preprocessing:
+    """What is known of a program's own data: its class names, or else numbers, and the shape of an input."""
+    stated = data["train"].class_names if isinstance(data["train"], ImageSet) else None
+    return Preprocessing(stated or tuple(map(str, range(chain.num_outputs))), tuple(chain.in_shape))
 
 
 def _check_trained(chain: Chain) -> None:
@@ -215,7 +224,17 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             "samples": {name: len(split.labels) for name, split in data.items()},
         }
         record = RunRecord(
-            job.config, {}, job.workload, subject, job.baseline, job.command, job.allocator, job.stated, job.why_budget
+            job.config,
+            {},
+            job.workload,
+            subject,
+            bundle.preprocessing.to_dict(),
+            job.baseline,
+            job.command,
+            job.allocator,
+            job.stated,
+            job.why_budget,
+            beside=job.beside,
         )
 
         def fill(model: nn.Module, release: Callable[[], None]) -> None:

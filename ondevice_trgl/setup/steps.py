@@ -64,6 +64,7 @@ def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> N
 
     A BudgetInfeasibleError names a budget that a plan was made for, as far as this machine has the memory to try it.
     """
+    job = job.located()
     try:
         _set_up(job, folder, ask, weights=weights)
     except BudgetInfeasibleError as refusal:

@@ -1,0 +1,62 @@
+"""How a sample becomes an input of the network, and what its outputs mean. Belongs to the trained model; no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NONE, BILINEAR, CENTER_CROP = "none", "bilinear", "center-crop"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the training data were to the network. Whoever uses the network afterwards has to do the same."""
+
+    class_names: tuple[str, ...]
+    """Of the network's outputs, in their order."""
+    input_shape: tuple[int, ...]
+    """Of one input, C x H x W for pictures."""
+    resize: str = NONE
+    """none; bilinear: stored pixels scaled to H x W, without antialiasing; center-crop: of a picture file the largest
+    part in the middle that has the shape of the input, scaled to it (bilinear, antialiased)"""
+    orientation: str = "exif"
+    """Of picture files: exif, upright as their EXIF orientation says; stored, as their pixels lie"""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, of pixels from 0 to 255: an input is (pixels - mean) / std. None: inputs come as the dataset
+    gives them, bytes as 0 to 1."""
+    std: tuple[float, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; `pixels` says what mean and std are to be applied to."""
+        values: dict[str, Any] = {
+            "class_names": list(self.class_names),
+            "input_shape": list(self.input_shape),
+            "resize": self.resize,
+            "orientation": self.orientation,
+            "pixels": None if self.mean is None else [0, 255],
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+        }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_dict`."""
+        mean, std = values["mean"], values["std"]
+        return cls(
+            tuple(map(str, values["class_names"])),
+            tuple(map(int, values["input_shape"])),
+            str(values["resize"]),
+            str(values["orientation"]),
+            None if mean is None else tuple(map(float, mean)),
+            None if std is None else tuple(map(float, std)),
+        )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """For the header of a safetensors file, whose values are strings."""
+        return {"preprocessing": json.dumps(self.to_dict(), separators=(",", ":"))}
