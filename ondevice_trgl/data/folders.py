@@ -1,126 +1,116 @@
-"""Image folders, one sub-folder a class. The only module that imports PIL."""
+"""Pictures in folders, or named one by one, as datasets: one sub-folder a class. What counts is in listing.py."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.data.listing import Listing, class_names, listed, split_folders
+from ondevice_trgl.data.decode import Fit, decode
+from ondevice_trgl.data.listing import (
+    Labelled,
+    Pictures,
+    check_folder,
+    class_folders,
+    files_in,
+    held_out_folder,
+    listed,
+    pictures_in,
+    said_of,
+    shown,
+)
 from ondevice_trgl.data.preprocessing import CENTER_CROP
 from ondevice_trgl.data.source import Part, Source
-from ondevice_trgl.errors import DataError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 DEFAULT_SIZE = 64
 
 
-def image_folder(path: Path, image_size: int | None) -> Source:
+@dataclass(frozen=True)
+class Found:
+    """Pictures to judge a trained network by, or to ask it about. Memory: the paths; `part` decodes as it is read."""
+
+    origin: str
+    class_names: tuple[str, ...]
+    """Of the class folders, in the order of the labels; empty where there are none."""
+    files: tuple[Path, ...]
+    """In the order of the records of `part`."""
+    part: Part
+
+
+def image_folder(path: Path, image_size: int | None, orientation: str = "exif") -> Source:
     """Class folders under `path`, or under its train folder and, where they are there, those of val and test.
 
     Images become RGB (alpha is dropped, of animations the first picture counts, grey levels of 16 bits are scaled),
-    upright as their EXIF orientation says, cropped in the middle to a square and scaled to `image_size` (default
-    DEFAULT_SIZE), one at a time. Raises DataError where there is no folder, no class folder or no image of a class; a
-    file that is no image is an error when its turn comes, one with another suffix is left out and counted.
+    upright as their EXIF orientation says (unless `orientation` is stored), cropped in the middle to a square and
+    scaled to `image_size` (default DEFAULT_SIZE), one at a time. Raises DataError where there is no folder, no class
+    folder or no image of a class; a file that is no image is an error when its turn comes, one with another suffix is
+    left out and counted.
     """
-    if not path.is_dir():
-        what = "a file, and no folder" if path.exists() else "no such folder"
-        raise DataError(f"folder:{path}: {what}", hint="give the folder that holds one sub-folder for each class")
+    return picture_source(pictures_in(path), image_size, orientation)
+
+
+def picture_source(pictures: Pictures, image_size: int | None, orientation: str = "exif") -> Source:
+    """Pictures that were listed, as a dataset; see `image_folder`."""
     size = image_size if image_size is not None else DEFAULT_SIZE
-    folders = split_folders(path)
-    top = folders["train"]
-    classes = class_names(top)
-    train = listed(top, classes, all_needed=True)
-    left_out, others = train.left_out, {}
-    for name in ("val", "test"):
-        if name in folders:
-            unknown = set(class_names(folders[name])) - set(classes)
-            if unknown:
-                raise DataError(
-                    f"{folders[name]} has class folders that {top} has not: {', '.join(sorted(unknown))}",
-                    hint=f"the classes of {top.name} are {', '.join(classes)}",
-                )
-            found = listed(folders[name], classes, all_needed=False)
-            others[name] = found.files
-            left_out += found.left_out
-    splits = ", ".join(f"{name} in {folder.name}" for name, folder in folders.items()) if top != path else ""
-    told = Listing(left_out=left_out).told()
+    fit, splits = Fit(3, size, size, orientation), pictures.splits
+    stored = ", as stored" if orientation == "stored" else ""
     return Source(
-        origin=f"images under {path}{f' ({splits})' if splits else ''} cropped to squares of {size}x{size}"
-        f"{f', left out: {told}' if told else ''}",
-        shape=(3, size, size),
-        class_names=classes,
+        origin=f"{pictures.origin} cropped to squares of {size}x{size}{stored}"
+        f"{f', {pictures.told}' if pictures.told else ''}",
+        shape=(fit.channels, size, size),
+        class_names=pictures.class_names,
         resize=CENTER_CROP,
-        train=_part(train.files, size),
-        val=(lambda: _part(others["val"], size)) if "val" in others else None,
-        test=(lambda: _part(others["test"], size)) if "test" in others else None,
+        orientation=orientation,
+        train=_part(splits["train"], fit),
+        val=(lambda: _part(splits["val"], fit)) if "val" in splits else None,
+        test=(lambda: _part(splits["test"], fit)) if "test" in splits else None,
     )
 
 
-def _part(files: list[tuple[Path, int]], size: int) -> Part:
+def holdout_folder(path: Path, fit: Fit) -> Found:
+    """All pictures under the class folders of `path`, one class or more; classes are those that are there.
+
+    Where `path` has folders of splits, those of test count, else those of val; `origin` says so. Raises DataError as
+    `image_folder` does, but for a class without a picture.
+    """
+    check_folder(path)
+    folder = held_out_folder(path)
+    classes = class_folders(folder)
+    listing = listed(folder, classes, all_needed=False)
+    told = said_of(listing, classes)
+    return Found(
+        f"images under {shown(folder)}{f', {told}' if told else ''}",
+        tuple(shown(name) for name in classes),
+        tuple(path for path, _ in listing.files),
+        _part(listing.files, fit),
+    )
+
+
+def picture_files(paths: Sequence[Path], fit: Fit) -> Found:
+    """The files named, whatever their suffix, and of folders every picture at any depth, in that order; labels are 0.
+
+    Raises DataError for a path that does not exist, and for a folder without pictures.
+    """
+    listing = files_in(paths)
+    told = said_of(listing, ())
+    named = ", ".join(shown(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return Found(
+        f"images of {named}{f', {told}' if told else ''}",
+        (),
+        tuple(path for path, _ in listing.files),
+        _part(listing.files, fit),
+    )
+
+
+def _part(files: Labelled, fit: Fit) -> Part:
     def stream() -> Iterator[Tensor]:
-        pil = _pil()
-        record = torch.empty(1, 3 * size * size, dtype=torch.uint8)
+        record = torch.empty(1, fit.record_bytes, dtype=torch.uint8)
         view = bytes_of(record)
-        pixels = torch.empty(size * size, 3, dtype=torch.uint8)
-        interleaved = bytes_of(pixels)
         for path, _ in files:
-            interleaved[:] = _decode(pil, path, size)
-            record.view(3, -1).copy_(pixels.t())
+            view[:] = decode(path, fit)
             yield record
         view.release()
 
     return Part(torch.tensor([label for _, label in files], dtype=torch.int64), stream)
-
-
-def _pil() -> "ModuleType":
-    try:
-        import PIL.Image
-        import PIL.ImageOps
-    except ImportError as error:
-        raise DataError(f"reading images needs Pillow: {error}", hint="`pip install pillow`") from None
-    return PIL
-
-
-def _decode(pil: "ModuleType", path: Path, size: int) -> bytes:
-    """RGB bytes, row by row, of the picture's middle square. Raises DataError naming the file."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns where a small file would decode to an enormous picture, then goes on.
-            warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
-            with pil.Image.open(path) as image:
-                # A JPEG is decoded at a half, quarter or eighth where that is still large enough: less memory.
-                image.draft("RGB", (2 * size, 2 * size))
-                upright = pil.ImageOps.exif_transpose(_eight_bit(image))
-                fitted = pil.ImageOps.fit(upright.convert("RGB"), (size, size), pil.Image.Resampling.BILINEAR)
-                return bytes(fitted.tobytes())
-    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
-        raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
-        ) from error
-
-
-def _eight_bit(image: Any) -> Any:
-    """Grey levels of more than 8 bits, which Pillow would cut off at 255, scaled to them; other pictures as they are.
-
-    Raises ValueError where the range that they are meant in is not known.
-    """
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-        return image
-    low, high = image.getextrema()
-    if image.mode == "F":
-        known, factor = 0.0 <= low <= high <= 1.0, 255.0
-    else:
-        known, factor = 0 <= low <= high <= 65535, 1 / 257
-    if not known:
-        raise ValueError(f"its levels ({image.mode}) go from {low} to {high}, of which the range is not known")
-    levels = image if image.mode == "F" else image.convert("I")
-    scaled = levels.point(lambda level: level * factor + 0.0)
-    grey = scaled.convert("L")
-    grey.info = image.info
-    return grey

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ondevice_trgl.data.folders import _decode, _pil
+from ondevice_trgl.data.decode import Fit, decode
+from ondevice_trgl.data.folders import holdout_folder, picture_files
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.errors import DataError
 
@@ -195,14 +196,14 @@ def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) ->
 def test_grey_levels_are_scaled_by_their_range(tmp_path: Path, picture: Any, expected: int) -> None:
     path = tmp_path / "picture.tif"
     picture.save(path)
-    assert set(_decode(_pil(), path, 4)) == {expected}
+    assert set(decode(path, Fit(3, 4, 4))) == {expected}
 
 
 def test_levels_of_which_the_range_is_not_known_are_refused_with_file_and_mode(tmp_path: Path) -> None:
     path = tmp_path / "height.tif"
     Image.fromarray(np.linspace(-3.0, 900.0, 64, dtype=np.float32).reshape(8, 8)).save(path)
     with pytest.raises(DataError, match=r"height\.tif cannot be read .*levels \(F\) go from -3\.0 to 900\.0"):
-        _decode(_pil(), path, 4)
+        decode(path, Fit(3, 4, 4))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -213,6 +214,52 @@ def test_pictures_are_upright_as_a_person_sees_them(tmp_path: Path, suffix: str)
     exif[0x0112] = 6
     path = tmp_path / f"up.{suffix}"
     Image.fromarray(seen).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    pixels = np.frombuffer(_decode(_pil(), path, 4), np.uint8).reshape(4, 4, 3)
+    pixels = np.frombuffer(decode(path, Fit(3, 4, 4)), np.uint8).reshape(3, 4, 4).transpose(1, 2, 0)
     assert pixels[0].min() > 240
     assert pixels[3].max() < 15
+
+
+def test_a_held_out_folder_is_that_of_test_else_of_val_else_itself(tmp_path: Path) -> None:
+    fit = Fit(3, 8, 8)
+    alone = holdout_folder(fill(tmp_path / "alone", "a", 3), fit)
+    assert (alone.class_names, len(alone.files), alone.part.labels.tolist()) == (("a",), 3, [0, 0, 0])
+    assert alone.origin == f"images under {tmp_path / 'alone'}"
+    for name in ("train", "valid"):
+        fill(tmp_path / "split" / name, "ab", 2)
+    found = holdout_folder(tmp_path / "split", fit)
+    assert (found.origin, len(found.files)) == (f"images under {tmp_path / 'split' / 'valid'}", 4)
+    fill(tmp_path / "split" / "Test", "bc", 1)
+    found = holdout_folder(tmp_path / "split", fit)
+    assert found.origin == f"images under {tmp_path / 'split' / 'Test'}"
+    assert found.class_names == ("b", "c")
+    assert found.files == tuple(tmp_path / "split" / "Test" / name / "0.png" for name in "bc")
+    assert [record[0, ::64].tolist() for record in found.part.stream()] == [[0, 0, 5], [200, 0, 5]]
+
+
+def test_a_held_out_folder_may_have_nothing_but_its_test_split(tmp_path: Path) -> None:
+    fill(tmp_path / "test", "ab", 2)
+    assert holdout_folder(tmp_path, Fit(3, 8, 8)).class_names == ("a", "b")
+
+
+def test_a_class_of_a_held_out_folder_may_be_called_val(tmp_path: Path) -> None:
+    fill(tmp_path, ("bus", "val"), 2)
+    found = holdout_folder(tmp_path, Fit(3, 8, 8))
+    assert found.class_names == ("bus", "val")
+    assert found.part.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_pictures_are_named_one_by_one_or_by_folder(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "pictures", "ab", 2)
+    (folder / "b" / "notes.txt").write_text("")
+    one = tmp_path / "scan"  # without a suffix: it was named
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(one, format="png")
+    found = picture_files([one, folder], Fit(3, 8, 8))
+    assert found.files == (one, *(folder / name / f"{index}.png" for name in "ab" for index in (0, 1)))
+    assert (found.class_names, found.part.labels.tolist()) == ((), [0] * 5)
+    assert found.origin == f"images of {one}, {folder}, left out: 1 .txt files"
+    assert next(iter(found.part.stream()))[0, ::64].tolist() == [1, 2, 3]
+    with pytest.raises(DataError, match=r"absent\.png: no such file or folder"):
+        picture_files([tmp_path / "absent.png"], Fit(3, 8, 8))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="nothing has no images"):
+        picture_files([one, tmp_path / "nothing"], Fit(3, 8, 8))

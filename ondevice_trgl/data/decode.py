@@ -1,0 +1,181 @@
+"""A picture file as the bytes of one input: upright, cropped in the middle, scaled. The only module that imports PIL.
+
+Imports no torch: the process that decodes holds little else. A large picture is decoded whole, as Pillow does, but
+never copied whole: it is reduced in strips.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ondevice_trgl.errors import DataError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+ORIENTATIONS = ("exif", "stored")
+_PLAIN_PIXELS = 1 << 20
+"""Pictures of at most so many pixels are converted, turned and scaled whole."""
+_STRIP_PIXELS = 1 << 19
+"""Larger ones in strips of about so many pixels."""
+_REDUCED = 2
+"""So much larger than what is asked for a picture is at least when it was reduced by a whole factor; then bilinear."""
+_ORIENTATION = 0x0112
+"""The EXIF tag; its values 5 to 8 swap height and width."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What every picture becomes: uint8, `channels` (3: RGB, 1: grey) x `height` x `width`.
+
+    `orientation` is exif (upright, as the file says) or stored (the pixels as they lie in the file).
+    """
+
+    channels: int
+    height: int
+    width: int
+    orientation: str = "exif"
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one picture."""
+        return self.channels * self.height * self.width
+
+
+def decode(path: Path, fit: Fit) -> bytes:
+    """The picture in `path`: C x H x W, uint8, channel after channel. Raises DataError naming the file.
+
+    It is cropped in the middle to the shape of `fit`, then scaled (bilinear). Alpha is dropped, of an animation the
+    first picture counts, levels of 16 bits and floats from 0 to 1 are scaled to 8 bits.
+    """
+    with _opened(path, fit) as (pil, image):
+        fitted = _fitted(pil, image, fit)
+        return b"".join(band.tobytes() for band in fitted.split())
+
+
+def pillow_version() -> str:
+    """Of the library that decodes. Raises DataError where there is none."""
+    return str(_pil().__version__)
+
+
+def _pil() -> "ModuleType":
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise DataError(f"reading images needs Pillow: {error}", hint="`pip install pillow`") from None
+    return PIL
+
+
+@contextlib.contextmanager
+def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any]]:
+    """Pillow, and the picture before it is decoded. Whatever fails inside is a DataError that names the file."""
+    pil = _pil()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns where a small file would decode to an enormous picture, then goes on.
+            warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
+            with pil.Image.open(path) as image:
+                # A JPEG is decoded at a half, quarter or eighth where that is still large enough: less memory.
+                least = _REDUCED * max(fit.width, fit.height)
+                image.draft("RGB", (least, least))
+                yield pil, image
+    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
+        raise DataError(
+            f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
+        ) from error
+
+
+def _fitted(pil: "ModuleType", image: Any, fit: Fit) -> Any:
+    """The picture in the mode and size of `fit`."""
+    image.load()
+    image.info.pop("transparency", None)  # alpha is dropped; converting would warn of it
+    levels = _levels_of(image)
+    size, bilinear = (fit.width, fit.height), pil.Image.Resampling.BILINEAR
+    if image.width * image.height <= _PLAIN_PIXELS:
+        picture = _eight_bit(image, levels)
+        if fit.orientation == "exif":
+            picture = pil.ImageOps.exif_transpose(picture)
+        fitted = pil.ImageOps.fit(picture.convert("RGB"), size, bilinear)
+    else:
+        # known only now: some formats have it behind the pixels, and a TIFF is turned as it is decoded
+        turn = image.getexif().get(_ORIENTATION, 1) if fit.orientation == "exif" else 1
+        method = _transpose(pil, turn)
+        reduced, box = _reduced(pil, image, levels, size[::-1] if turn in (5, 6, 7, 8) else size)
+        fitted = reduced.resize(size[::-1] if turn in (5, 6, 7, 8) else size, bilinear, box=box)
+        fitted = fitted if method is None else fitted.transpose(method)
+    return fitted if fit.channels == 3 else fitted.convert("L")
+
+
+def _reduced(
+    pil: "ModuleType", image: Any, levels: "_Levels | None", size: tuple[int, int]
+) -> tuple[Any, tuple[float, float, float, float]]:
+    """The part of `image` that is wanted, as RGB, smaller by a whole factor; the box of its pixels that count.
+
+    Strips are converted and reduced one after another: the picture is never copied whole.
+    """
+    across, down = image.width, size[1] * image.width / size[0]
+    if down > image.height:
+        across, down = size[0] * image.height / size[1], image.height
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    factor = max(1, int(min(across / size[0], down / size[1]) / _REDUCED))
+    x, y = int(left), int(top)
+    right, bottom = min(image.width, -int(-(left + across) // 1)), min(image.height, -int(-(top + down) // 1))
+    whole = pil.Image.new("RGB", (-(-(right - x) // factor), -(-(bottom - y) // factor)))
+    rows = max(1, _STRIP_PIXELS // ((right - x) * factor)) * factor
+    for start in range(y, bottom, rows):
+        strip = image.crop((x, start, right, min(start + rows, bottom)))
+        strip = _eight_bit(strip, levels).convert("RGB")
+        whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, (start - y) // factor))
+    box = ((left - x) / factor, (top - y) / factor, (left + across - x) / factor, (top + down - y) / factor)
+    return whole, (box[0], box[1], min(box[2], whole.width), min(box[3], whole.height))
+
+
+def _transpose(pil: "ModuleType", turn: int) -> Any:
+    """What makes a picture upright whose EXIF orientation is `turn`; None where it is."""
+    methods = pil.Image.Transpose
+    return {
+        2: methods.FLIP_LEFT_RIGHT,
+        3: methods.ROTATE_180,
+        4: methods.FLIP_TOP_BOTTOM,
+        5: methods.TRANSPOSE,
+        6: methods.ROTATE_270,
+        7: methods.TRANSVERSE,
+        8: methods.ROTATE_90,
+    }.get(turn)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """How grey levels of more than 8 bits come to 0..255."""
+
+    factor: float
+    whole: bool
+
+
+def _levels_of(image: Any) -> _Levels | None:
+    """Of a picture with grey levels of more than 8 bits, which Pillow would cut off at 255; None for other pictures.
+
+    Raises ValueError where the range that they are meant in is not known.
+    """
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return None
+    low, high = image.getextrema()
+    whole = image.mode != "F"
+    if not (0 <= low <= high <= 65535 if whole else 0.0 <= low <= high <= 1.0):
+        raise ValueError(f"its levels ({image.mode}) go from {low} to {high}, of which the range is not known")
+    return _Levels(1 / 257 if whole else 255.0, whole)
+
+
+def _eight_bit(image: Any, levels: _Levels | None) -> Any:
+    """`image` with its levels scaled to 8 bits, where they have more."""
+    if levels is None:
+        return image
+    factor = levels.factor
+    scaled = (image.convert("I") if levels.whole else image).point(lambda level: level * factor + 0.0)
+    grey = scaled.convert("L")
+    grey.info = image.info
+    return grey
