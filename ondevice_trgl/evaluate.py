@@ -1,23 +1,29 @@
-"""The accuracy of a finished run, measured again from its run directory inside its budget."""
+"""A finished run put to use inside its budget: its accuracy measured again, or pictures told apart."""
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ondevice_trgl.config import Workload
-from ondevice_trgl.data.registry import DataBundle
+from ondevice_trgl.data.holdout import Holdout, as_trained
+from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.preprocessing import Preprocessing
+from ondevice_trgl.data.registry import load_holdout, load_pictures
 from ondevice_trgl.device.limit import NoLimit, limit_for
-from ondevice_trgl.device.meter import meter_for
-from ondevice_trgl.errors import DataError, StorageError
-from ondevice_trgl.model.partition import group
+from ondevice_trgl.device.meter import PeakMeter, meter_for
+from ondevice_trgl.errors import StorageError
+from ondevice_trgl.model.names import needs_channels
+from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.policy import Stated
-from ondevice_trgl.report.model import Report
+from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.evaluation import Evaluation
 from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
@@ -29,6 +35,8 @@ from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.workload import build_for, load_bundle
 
 ENSEMBLE = "ensemble"
+_GROUP_BYTES = 8_000_000
+"""Pictures are told apart in groups whose class probabilities take about this much."""
 
 
 def evaluate(
@@ -39,66 +47,161 @@ def evaluate(
     data: str | None = None,
     data_root: Path | str | None = None,
     budget: Stated | None = None,
+    by_order: bool = False,
 ) -> dict[str, Any]:
     """See `jobs.evaluate_run`. `peak_before` is what this process took so far, where it is ours."""
+    with _opened(run_dir, head, budget, peak_before) as network:
+        held, digest = _test_data(network, data, data_root, by_order)
+        measured = network.evaluation(held.samples).run(network.index, ensemble=network.ensemble)
+        peak = network.peak_bytes()
+    index, report = network.index, network.trained.report
+    accuracy = measured.heads[index] if measured.ensemble is None else measured.ensemble
+    # of the ensemble a report has no figure on test data
+    comparable = measured.ensemble is None and digest is not None and digest == report.workload.get("digest")
+    return {
+        "accuracy": accuracy,
+        "samples": len(held.samples),
+        "head": index if measured.ensemble is None else head,
+        "heads": list(measured.heads),
+        "data": data or network.workload.data,
+        "told": list(held.told),
+        "matches_report": accuracy == report.modules[index].test_accuracy if comparable else None,
+        "budget_bytes": network.budget_bytes,
+        "measured_peak_bytes": peak,
+    }
+
+
+def predict(
+    run_dir: Path,
+    peak_before: int,
+    paths: Sequence[Path],
+    *,
+    head: str = "best",
+    top: int = 1,
+    budget: Stated | None = None,
+) -> dict[str, Any]:
+    """See `jobs.predict_run`."""
+    with _opened(run_dir, head, budget, peak_before) as network:
+        found = load_pictures(paths, network.known, scratch_dir=network.scratch)
+        names, predictions = network.known.class_names, []
+        rows = max(1, _GROUP_BYTES // (4 * len(names)))
+        for start in range(0, len(found.files), rows):
+            group_of = _Some(found.samples, start, min(rows, len(found.files) - start))
+            likely = network.evaluation(group_of).probabilities(network.index, ensemble=network.ensemble)
+            shares, labels = likely.topk(min(top, len(names)), dim=1)
+            for file, share, label in zip(found.files[start:], shares.tolist(), labels.tolist(), strict=False):
+                best = [{"class": names[k], "label": k, "confidence": p} for k, p in zip(label, share, strict=True)]
+                predictions.append({"file": str(file), **best[0], "top": best})
+        peak = network.peak_bytes()
+    return {
+        "predictions": predictions,
+        "head": head if network.ensemble else network.index,
+        "told": [found.told] if found.told else [],
+        "budget_bytes": network.budget_bytes,
+        "measured_peak_bytes": peak,
+    }
+
+
+class _Some(ImageSet):
+    """`count` samples of `given` from `start` on."""
+
+    def __init__(self, given: ImageSet, start: int, count: int) -> None:
+        super().__init__(given.labels[start : start + count], given.shape)
+        self._given, self._start = given, start
+
+    def _fill(self, indices: list[int], out: Tensor) -> Tensor:
+        return self._given.read([self._start + index for index in indices], out)
+
+
+def _test_data(
+    network: "_Network", data: str | None, data_root: Path | str | None, by_order: bool
+) -> tuple[Holdout, str | None]:
+    """What to measure on; of the run's own data the test set, with their digest."""
+    own = network.workload
+    root = own.data_root if data_root is None else data_root
+    if data is None or data == own.data:
+        bundle = load_bundle(dataclasses.replace(own, data_root=root), network.seed, network.scratch, network.known)
+        origin = f"the test part of {own.data}"
+        held = as_trained(bundle.test, bundle.class_names, origin, network.known, what=own.data, by_order=by_order)
+        return held, bundle.digest
+    held = load_holdout(
+        data,
+        network.known,
+        root=None if root is None else Path(root),
+        channels=needs_channels(own.model),
+        image_size=own.image_size,
+        seed=network.seed,
+        scratch_dir=network.scratch,
+        by_order=by_order,
+    )
+    return held, None
+
+
+@dataclass
+class _Network:
+    """A trained network, on disk until a module is needed."""
+
+    trained: TrainedRun
+    workload: Workload
+    known: Preprocessing
+    index: int
+    """The module whose head is meant, the last one for the ensemble."""
+    ensemble: bool
+    seed: int
+    device: torch.device
+    scratch: Path
+    held: Budget
+    meter: PeakMeter
+    budget_bytes: int | None
+    """None where what is measured here is another kind of memory than the run's."""
+    peak_before: int
+    fresh: Callable[[Source], tuple[Partition, list[nn.Module | None]]]
+
+    def evaluation(self, samples: ImageSet) -> Evaluation:
+        """Of `samples`, ready to be run."""
+        source = sources(None, None, samples)["test"]
+        partition, heads = self.fresh(source)
+        store = ModuleStore(self.trained.run.modules)
+        return Evaluation(partition, heads, self.trained.plan, store, source, self.scratch, self.device, self.held)
+
+    def peak_bytes(self) -> int:
+        """The highest so far, of the kind that the meter measures."""
+        return max(self.meter.peak_bytes(), self.peak_before if self.meter.kind == "rss" else 0)
+
+
+@contextlib.contextmanager
+def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -> Iterator[_Network]:
+    """The network of a finished run. Raises RunDirError, UsageError, StorageError."""
     trained = TrainedRun.open(run_dir)
     plan, report = trained.plan, trained.report
     index = plan.num_modules - 1 if head == ENSEMBLE else trained.head(head)
     record = trained.run.load(RECORD, RunRecord.from_dict)
-    config, named = record.config, record.named(run_dir)
-    workload = dataclasses.replace(
-        named,
-        data=named.data if data is None else data,
-        data_root=named.data_root if data_root is None else data_root,
-    )
+    config, workload = record.config, record.named(run_dir)
     # what was measured on this kind of device there is to be measured here; a run may have moved to a lesser machine
     on_gpu = report.budget_kind == "cuda" and torch.cuda.is_available()
-    device, seed = device_named(config.device if on_gpu else "cpu"), config.seed
+    device = device_named(config.device if on_gpu else "cpu")
     budget_bytes = allowed(report.budget_bytes if budget is None else budget, device)()
     with (
         global_state_kept(config.threads),
         meter_for(device) as meter,
         _scratch(trained.run, config.cache_dir) as scratch,
     ):
-        bundle = load_bundle(workload, seed, scratch)
-        _check_kind(workload, bundle, report)
-        test = sources(None, None, bundle.test)["test"]
-        chain = network_of(trained.run, lambda: build_for(workload, bundle, seed), test, scratch)
-        check_ids(chain, {"test": test})
-        partition = group(chain, plan.bounds)
-        heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_modules)]
-        evict(*partition.modules, *heads)
-        store = ModuleStore(trained.run.modules)
+        known = Preprocessing.from_dict(record.preprocessing)
+
+        def fresh(source: Source) -> tuple[Partition, list[nn.Module | None]]:
+            chain = network_of(trained.run, lambda: build_for(workload, known, config.seed), source, scratch)
+            check_ids(chain, {"test": source})
+            partition = group(chain, plan.bounds)
+            heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_modules)]
+            evict(*partition.modules, *heads)
+            return partition, heads
+
         is_meant = budget is not None or meter.kind == report.budget_kind
         held = Budget(budget_bytes, limit_for(device) if is_meant and config.enforce else NoLimit(), meter)
-        measured = Evaluation(partition, heads, plan, store, test, scratch, device, held).run(
-            index, ensemble=head == ENSEMBLE
-        )
-        peak = max(meter.peak_bytes(), peak_before if meter.kind == "rss" else 0)
-    accuracy = measured.heads[index] if measured.ensemble is None else measured.ensemble
-    # of the ensemble a report has no figure on test data
-    comparable = measured.ensemble is None and bundle.digest == report.workload.get("digest")
-    return {
-        "accuracy": accuracy,
-        "samples": len(bundle.test),
-        "head": index if measured.ensemble is None else head,
-        "heads": list(measured.heads),
-        "data": workload.data,
-        "matches_report": accuracy == report.modules[index].test_accuracy if comparable else None,
-        "budget_bytes": budget_bytes if is_meant else None,
-        "measured_peak_bytes": peak,
-    }
-
-
-def _check_kind(workload: Workload, bundle: DataBundle, report: Report) -> None:
-    """Raises DataError where the data are of another shape or number of classes than the run's own."""
-    for what, found in (("input_shape", list(bundle.input_shape)), ("num_classes", bundle.num_classes)):
-        if found != report.workload[what]:
-            raise DataError(
-                f"{workload.data} has {what.replace('_', ' ')} {found}, "
-                f"the run was trained with {report.workload[what]}",
-                hint="evaluate on data of the same shape and classes",
-            )
+        yield _Network(
+            trained, workload, known, index, head == ENSEMBLE, config.seed, device, scratch, held, meter,
+            budget_bytes if is_meant else None, peak_before, fresh,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -69,8 +69,11 @@ def evaluate_run(
     data: str | None = None,
     data_root: Path | str | None = None,
     budget: Stated | None = None,
+    by_order: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy of a trained run on its own test set, or on that of another dataset of the same shape.
+    """Accuracy of a trained run on its own test set, or on another dataset as `load_holdout` finds it.
+
+    Other data are normalised as the training's were, and their classes matched by name, or by order with `by_order`.
 
     One module in memory at a time, held to `budget` or else to the run's own. `head` is "best", "last", an index, or
     "ensemble": the mean of the class probabilities of all heads. "heads" has the accuracy of every head on the way.
@@ -81,7 +84,27 @@ def evaluate_run(
     from ondevice_trgl.evaluate import evaluate
 
     importing = own_peak_rss() if ours else 0
-    return evaluate(run_dir, importing, head=head, data=data, data_root=data_root, budget=budget)
+    return evaluate(run_dir, importing, head=head, data=data, data_root=data_root, budget=budget, by_order=by_order)
+
+
+def predict_run(
+    run_dir: Path,
+    paths: Sequence[Path],
+    *,
+    head: str = "best",
+    top: int = 1,
+    budget: Stated | None = None,
+) -> dict[str, Any]:
+    """Class and confidence (softmax) of picture files, and of all in folders, by a trained run.
+
+    Read as in training, one module in memory at a time, within `budget` or else the run's own. "predictions" has of
+    each file the best class, and under "top" the best `top` ones. Raises as `evaluate_run`.
+    """
+    ours = "torch" not in sys.modules
+    from ondevice_trgl.evaluate import predict
+
+    importing = own_peak_rss() if ours else 0
+    return predict(run_dir, importing, paths, head=head, top=top, budget=budget)
 
 
 def _train(request: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,19 @@ import torch
 from torch import nn
 
 from ondevice_trgl.config import Workload
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.registry import DataBundle, load_data
 from ondevice_trgl.model.names import check_model_name, needs_channels
 from ondevice_trgl.model.zoo import build_model
 
 
-def load_bundle(workload: Workload, seed: int, scratch_dir: Path | None) -> DataBundle:
-    """The datasets, in the shape that the model needs; large ones go to a file in `scratch_dir`. Raises TrglError."""
+def load_bundle(
+    workload: Workload, seed: int, scratch_dir: Path | None, known: Preprocessing | None = None
+) -> DataBundle:
+    """The datasets, in the shape that the model needs; large ones go to a file in `scratch_dir`. Raises TrglError.
+
+    Pixels are normalised as `known` says, where that is given.
+    """
     check_model_name(workload.model)
     return load_data(
         workload.data,
@@ -22,10 +28,11 @@ def load_bundle(workload: Workload, seed: int, scratch_dir: Path | None) -> Data
         channels=needs_channels(workload.model),
         seed=seed,
         scratch_dir=scratch_dir,
+        known=known,
     )
 
 
-def build_for(workload: Workload, data: DataBundle, seed: int) -> nn.Module:
+def build_for(workload: Workload, data: DataBundle | Preprocessing, seed: int) -> nn.Module:
     """The model with fresh weights drawn from `seed`, all of them in memory. Raises TrglError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

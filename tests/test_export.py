@@ -136,7 +136,8 @@ def test_what_the_data_were_goes_with_the_weights(run: tuple[Path, Report], tmp_
     known = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     bundle = load_data(DATA)
     means, stds = bundle.preprocessing.mean, bundle.preprocessing.std
-    assert means is not None and stds is not None
+    assert means is not None
+    assert stds is not None
     pixels = torch.cat([image * stds[0] + means[0] for image, _ in bundle.train])
     assert known["class_names"] == ["0", "1", "2"]
     assert (known["input_shape"], known["resize"], known["pixels"]) == ([1, 8, 8], "none", [0, 255])

@@ -118,7 +118,7 @@ def test_evaluate_on_other_data_compares_with_nothing(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "what"), [("synthetic:1x9x9:3:60", "input shape"), ("synthetic:1x8x8:5:60", "num classes")]
+    ("data", "what"), [("synthetic:1x9x9:3:60", "input shape"), ("synthetic:1x8x8:5:60", "not trained with: 3, 4")]
 )
 def test_evaluate_refuses_data_of_another_kind(run: Path, data: str, what: str) -> None:
     with pytest.raises(DataError, match=what):

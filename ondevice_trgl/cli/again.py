@@ -13,7 +13,8 @@ from ondevice_trgl.cli.evaluate import run_evaluate
 from ondevice_trgl.cli.export import run_export
 from ondevice_trgl.cli.guard import guarded
 from ondevice_trgl.cli.plan import run_plan
-from ondevice_trgl.cli.process import ORDER, settle
+from ondevice_trgl.cli.predict import run_predict
+from ondevice_trgl.cli.process import ORDER, settle, take_order
 from ondevice_trgl.cli.resume import run_resume
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.train import run_train
@@ -23,6 +24,7 @@ COMMANDS = {
     "train": run_train,
     "resume": run_resume,
     "evaluate": run_evaluate,
+    "predict": run_predict,
     "export": run_export,
     "env": run_env,
 }
@@ -30,7 +32,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the environment holds; returns its exit code."""
-    order = json.loads(os.environ.pop(ORDER))  # not for the processes that this one starts
+    order = json.loads(take_order(os.environ.pop(ORDER)))  # not for the processes that this one starts
     shell, given = Shell(**order["shell"]), order["given"]
 
     def run() -> int:

@@ -16,6 +16,7 @@ from ondevice_trgl.cli.export import run_export
 from ondevice_trgl.cli.guard import guarded
 from ondevice_trgl.cli.options import COMPARING, OUTPUT, RUNNING, TRAINING, Command, takes
 from ondevice_trgl.cli.plan import run_plan
+from ondevice_trgl.cli.predict import run_predict
 from ondevice_trgl.cli.report import run_report
 from ondevice_trgl.cli.resume import run_resume
 from ondevice_trgl.cli.shell import PROGRAM, Shell
@@ -43,8 +44,15 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
     (
         "evaluate",
         run_evaluate,
-        ("run", "judged_head", "other_data", "data_root", "budget", "allocator", *OUTPUT),
-        "RUN --head last",
+        ("run", "judged_head", "other_data", "classes_from_order", "data_root", "budget", "allocator", *OUTPUT),
+        "RUN --data folder:holdout",
+        "Use a run",
+    ),
+    (
+        "predict",
+        run_predict,
+        ("run", "paths", "judged_head", "top", "budget", "allocator", *OUTPUT),
+        "RUN picture.jpg",
         "Use a run",
     ),
     ("report", run_report, ("run", "html", "force", *OUTPUT), "RUN --html report.html", "Use a run"),

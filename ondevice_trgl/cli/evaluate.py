@@ -8,7 +8,7 @@ from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
 from ondevice_trgl.errors import BudgetExceededError, UsageError
 from ondevice_trgl.policy import parse_budget
-from ondevice_trgl.report.table import Span, format_fraction
+from ondevice_trgl.report.table import Line, Span, format_fraction
 from ondevice_trgl.units import format_size
 
 
@@ -39,19 +39,33 @@ def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
             data=given["other_data"],
             data_root=given["data_root"],
             budget=given["budget"],
+            by_order=given["classes_from_order"],
         )
-    peak, budget = result["measured_peak_bytes"], result["budget_bytes"]
-    code = BudgetExceededError.exit_code if budget is not None and peak > budget else 0
+    code = over_budget(result)
     if shell.json:
         shell.record(result)
         return code
     which = "all heads together" if result["head"] == "ensemble" else f"head of module {result['head']}"
     what = f"on {result['samples']:,} samples of {result['data']}, {which}"
+    for line in result["told"]:
+        shell.note(f"data: {line}")
     shell.lines([(Span(f"accuracy {format_fraction(result['accuracy'])}", "title"), Span(f" {what}"))])
     if result["matches_report"] is not None:
         same = result["matches_report"]
         text = "the same as in the run's report" if same else "NOT the same as in the run's report"
         shell.lines([(Span(text, "good" if same else "bad"),)])
-    text = f"measured peak {format_size(peak)}" + (f" of {format_size(budget)}" if budget is not None else "")
-    shell.lines([(Span(text, "bad" if code else ""),)])
+    shell.lines(peak_lines(result))
     return code
+
+
+def over_budget(result: dict[str, Any]) -> int:
+    """The exit code that the measured peak calls for."""
+    peak, budget = result["measured_peak_bytes"], result["budget_bytes"]
+    return BudgetExceededError.exit_code if budget is not None and peak > budget else 0
+
+
+def peak_lines(result: dict[str, Any]) -> list[Line]:
+    """The measured peak against the budget."""
+    peak, budget = result["measured_peak_bytes"], result["budget_bytes"]
+    text = f"measured peak {format_size(peak)}" + (f" of {format_size(budget)}" if budget is not None else "")
+    return [(Span(text, "bad" if over_budget(result) else ""),)]

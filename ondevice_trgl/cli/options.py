@@ -156,9 +156,19 @@ _declare(_P, "export_format", str, "--format", "What to write.", choices=("state
 _declare(_P, "output", str, "-o --output FILE", "File to write. (default: RUN's name, in this folder)")
 _declare(_P, "other_data", str, "--data NAME", "Another dataset than the run's own.")
 _declare(
+    _P, "classes_from_order", bool, "--classes-from-order",
+    "Match classes of other data by their order, not by name.", default=False,
+)  # fmt: skip
+_declare(_P, "top", str, "--top N", "Classes to show for each picture.", default="1")
+_declare(
     _P, "pareto", bool, "--pareto", "List the choices that no other beats in memory, time and disk.", default=False
 )
 _add("run", str, typer.Argument(metavar="RUN", help="Run directory.", show_default=False))
+_add(
+    "paths",
+    list[str],
+    typer.Argument(metavar="FILE|FOLDER...", help="Pictures, or folders of them.", show_default=False),
+)
 _add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", show_default=False))
 
 OUTPUT = ("json", "verbose", "no_color")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.data.bundle import Asked, DataBundle
-from ondevice_trgl.data.images import ImageSet, StoredSet, pixel_stats
+from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet, pixel_stats
 from ondevice_trgl.data.preprocessing import BILINEAR, NONE, Preprocessing
 from ondevice_trgl.data.records import Records, keep_records
 from ondevice_trgl.data.source import Part, Source
@@ -26,8 +26,11 @@ class _Kept(NamedTuple):
     labels: Tensor
 
 
-def assemble(source: Source, asked: Asked) -> DataBundle:
-    """Split, limit and keep the records of `source`. Raises DataError where its labels cannot be trained on."""
+def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> DataBundle:
+    """Split, limit and keep the records of `source`, normalised by `stats` or else by those of what is trained on.
+
+    Raises DataError where its labels cannot be trained on.
+    """
     stored, shape = source.shape, asked.delivered(source.shape)
     assert len(shape) == 3
     digest = hashlib.blake2b(repr((stored, shape)).encode(), digest_size=16)
@@ -38,7 +41,7 @@ def assemble(source: Source, asked: Asked) -> DataBundle:
         None if source.test is not None else source.test_count or tenth(len(part.labels)),
     )
     kept = _keep(part, asked.split(part.labels, carved), stored, asked, digest)
-    stats = pixel_stats(kept["train"].records, kept["train"].slots, stored)
+    stats = stats or pixel_stats(kept["train"].records, kept["train"].slots, stored)
     digest.update(repr(stats).encode())
     for name, opened in (("val", source.val), ("test", source.test)):
         if opened is not None:

@@ -1,16 +1,19 @@
 """Datasets by name: `load_data("digits")` gives train, validation and test sets, ready to be read in batches."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ondevice_trgl.data import synthetic
 from ondevice_trgl.data.assemble import assemble, assemble_user
 from ondevice_trgl.data.bundle import Asked
 from ondevice_trgl.data.bundle import DataBundle as DataBundle
-from ondevice_trgl.data.folders import image_folder
+from ondevice_trgl.data.folders import Found, holdout_folder, image_folder, picture_files
+from ondevice_trgl.data.holdout import FilesToTell, Holdout, as_trained, fit_of, pictures, stats_of, user_holdout
 from ondevice_trgl.data.idx import fashion_mnist
 from ondevice_trgl.data.images import ImageSet as ImageSet
 from ondevice_trgl.data.packaged import digits, mnist5k
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.source import Source
 from ondevice_trgl.data.user import call_named
 from ondevice_trgl.data.vision import KNOWN as VISION
@@ -37,6 +40,7 @@ def load_data(
     seed: int = 0,
     scratch_dir: Path | None = None,
     download: bool = False,
+    known: Preprocessing | None = None,
 ) -> DataBundle:
     """Find, split and prepare the dataset `name`.
 
@@ -45,7 +49,8 @@ def load_data(
     training samples, evenly over the classes, and a fifth as many (at least 100) for validation. `seed` decides which
     samples are carved off for validation and test, where the dataset has no such parts of its own, and makes
     `synthetic:` images. Records of more than 8 MB go to an unnamed file in `scratch_dir` (None: the system's temporary
-    folder, which may be RAM). The network is used only with `download`, and only by the torchvision datasets.
+    folder, which may be RAM). The network is used only with `download`, and only by the torchvision datasets. Pixels
+    are normalised by mean and spread of `known`, or else of what is trained on.
 
     Raises UnknownNameError for a name that does not exist, DataError for data that is absent, empty or malformed,
     StorageError where the records cannot be written.
@@ -55,7 +60,54 @@ def load_data(
             raise DataError(f"{what} is {value}; expected a whole number of at least 1")
     asked = Asked(name, image_size, train_limit, channels, seed, scratch_dir)
     source = _source(asked, root, download)
-    return assemble(source, asked) if source is not None else assemble_user(call_named(name), asked)
+    if source is None:
+        return assemble_user(call_named(name), asked)
+    return assemble(source, asked, None if known is None else stats_of(known, name))
+
+
+def load_holdout(
+    name: str,
+    known: Preprocessing,
+    *,
+    root: Path | None = None,
+    channels: int | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    scratch_dir: Path | None = None,
+    by_order: bool = False,
+) -> Holdout:
+    """The dataset `name` for a network that was trained on another, whose data were as `known`.
+
+    Pictures in files and the datasets of a callable are measured whole, of those with splits the test split (of files
+    that of validation where there is none); a named dataset by its test part. Classes are matched by name, or by their
+    order with `by_order`. Memory and errors as `load_data`; DataError too for unknown classes and other shapes.
+    """
+    asked = Asked(name, image_size, None, channels, seed, scratch_dir)
+    found = _found(asked, known)
+    if found is not None:
+        samples = pictures(found.part, known, asked)
+        return as_trained(samples, found.class_names, found.origin, known, what=name, by_order=by_order)
+    source = _source(asked, root, download=False)
+    if source is None:
+        return user_holdout(call_named(name), known, asked, by_order=by_order)
+    bundle = assemble(source, asked, stats_of(known, name))
+    origin = f"{source.origin}, test part"
+    return as_trained(bundle.test, bundle.class_names, origin, known, what=name, by_order=by_order)
+
+
+def _found(asked: Asked, known: Preprocessing) -> Found | None:
+    """Picture files with their classes; None where the name means other data."""
+    kind, _, rest = asked.name.partition(":")
+    if kind == "folder" and rest:
+        return holdout_folder(Path(rest).expanduser(), fit_of(known, asked.name))
+    return None
+
+
+def load_pictures(paths: Sequence[Path], known: Preprocessing, *, scratch_dir: Path | None = None) -> FilesToTell:
+    """Picture files, and those in folders, as inputs of a network whose data were as `known`. Raises DataError."""
+    what = str(paths[0]) if len(paths) == 1 else f"{len(paths)} paths"
+    found = picture_files(paths, fit_of(known, what))
+    return FilesToTell(found.files, pictures(found.part, known, Asked(what, scratch_dir=scratch_dir)), found.origin)
 
 
 def _source(asked: Asked, root: Path | None, download: bool) -> Source | None:

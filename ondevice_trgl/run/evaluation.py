@@ -57,10 +57,25 @@ class Evaluation:
         Memory: one module with its head and one micro-batch; with `ensemble`, two tensors (rows, classes) beside.
         Raises BudgetExceededError, StorageError, DamagedFileError, NonFiniteError.
         """
+        accuracies, total = self._held(last, 0 if ensemble else None)
+        right = None if total is None else int((total.argmax(1) == self.source.labels).sum()) / len(total)
+        return Accuracy(tuple(accuracies), right)
+
+    def probabilities(self, last: int, *, ensemble: bool = False) -> Tensor:
+        """Of each class by the head of module `last`, float32 (rows, classes); `ensemble`: mean of all up to it.
+
+        Memory and errors as `run`.
+        """
+        total = self._held(last, 0 if ensemble else last)[1]
+        assert total is not None
+        return total.div_(last + 1) if ensemble else total
+
+    def _held(self, last: int, first: int | None) -> tuple[list[float], Tensor | None]:
+        """Accuracy of each head, and the sum of the probabilities of heads from `first` on; None keeps none."""
         boundaries = Boundaries({_SPLIT: self.source}, "disk", self.plan.cache_dtype, self.folder)
         try:
             self.budget.start(self.plan.floor_bytes)
-            return self._through(last, boundaries, ensemble)
+            return self._through(last, boundaries, first)
         except Exception as error:
             self.budget.end()  # wording takes memory too
             if not lacks_memory(error):
@@ -75,23 +90,22 @@ class Evaluation:
             evict(*self.partition.modules, *self.heads)
             release_memory()
 
-    def _through(self, last: int, boundaries: Boundaries, ensemble: bool) -> Accuracy:
+    def _through(self, last: int, boundaries: Boundaries, first: int | None) -> tuple[list[float], Tensor | None]:
         accuracies: list[float] = []
         total: Tensor | None = None
-        labels = self.source.labels
         for index in range(last + 1):
             self.budget.make_room()
-            swept = self._sweep(index, boundaries, write=index < last, keep=_SPLIT if ensemble else None)
+            keep = first is not None and index >= first
+            swept = self._sweep(index, boundaries, write=index < last, keep=_SPLIT if keep else None)
             evict(self.partition.modules[index], self.heads[index])
             release_memory()
             accuracies.append(swept.accuracy[_SPLIT])
-            if ensemble:
+            if keep:
                 own = swept.probabilities["probabilities"]
                 total = own if total is None else total.add_(own)
             if index < last:
                 boundaries.advance()
-        right = None if total is None else int((total.argmax(1) == labels).sum()) / len(labels)
-        return Accuracy(tuple(accuracies), right)
+        return accuracies, total
 
     def _sweep(self, index: int, boundaries: Boundaries, *, write: bool, keep: str | None) -> Swept:
         module, head, budget = self.partition.modules[index], self.heads[index], self.budget

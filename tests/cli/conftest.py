@@ -60,7 +60,16 @@ class Jobs(ModuleType):
         head: int | str = "ensemble" if given["head"] == "ensemble" else 4
         same = None if head == "ensemble" else True
         sizes = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
-        return {"accuracy": 0.8725, "samples": 1234, "head": head, "data": "digits", "matches_report": same, **sizes}
+        about = {"data": "digits", "told": ["of these classes there are none: 7"], "matches_report": same}
+        return {"accuracy": 0.8725, "samples": 1234, "head": head, **about, **sizes}
+
+    def predict_run(self, run_dir: Path, paths: list[Path], **given: Any) -> dict[str, Any]:
+        self.arguments.append((run_dir, paths, given))
+        self._result("predict")
+        cat, dog = ({"class": name, "label": k, "confidence": p} for k, name, p in ((0, "cat", 0.75), (1, "dog", 0.25)))
+        found = [{"file": str(path), **cat, "top": [cat, dog][: given["top"]]} for path in paths]
+        sizes = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
+        return {"predictions": found, "head": 4, "told": ["left out: 1 .txt files"], **sizes}
 
 
 @dataclasses.dataclass

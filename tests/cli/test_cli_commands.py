@@ -25,7 +25,19 @@ from ondevice_trgl.report.model import Report
 from tests.cli.conftest import Cli, Jobs
 
 BUDGET = ("--budget", "600MB")
-COMMANDS = ("plan", "train", "compare", "resume", "evaluate", "report", "export", "env", "profiles ls", "profiles show")
+COMMANDS = (
+    "plan",
+    "train",
+    "compare",
+    "resume",
+    "evaluate",
+    "predict",
+    "report",
+    "export",
+    "env",
+    "profiles ls",
+    "profiles show",
+)
 
 
 def test_train_prints_the_report_to_stdout_and_the_rest_to_stderr(cli: Cli, jobs: Jobs) -> None:
@@ -164,6 +176,7 @@ def test_a_paused_run_says_how_to_go_on(cli: Cli, jobs: Jobs, report: Report) ->
         (("evaluate", "r", "--head", "-1"), ("'-1'", "best, last, ensemble")),
         (("evaluate", "r", "-b", "2XB"), ("2XB", "--budget")),
         (("export", "r", "--head", "ensemble"), ("'ensemble'", "best, last, or")),
+        (("predict", "r", "a.jpg", "--top", "0"), ("--top '0'", "at least 1")),
     ],
 )
 def test_bad_usage_names_the_way_out(cli: Cli, jobs: Jobs, argv: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -178,7 +191,9 @@ def test_bad_usage_names_the_way_out(cli: Cli, jobs: Jobs, argv: tuple[str, ...]
 
 def test_evaluate(cli: Cli, jobs: Jobs) -> None:
     result = cli("evaluate", "runs/r", "--head", "3", "--data", "digits", "--data-root", "d", "-b", "1GB")
-    assert jobs.arguments == [(Path("runs/r"), {"head": "3", "data": "digits", "data_root": "d", "budget": "1GB"})]
+    given = {"head": "3", "data": "digits", "data_root": "d", "budget": "1GB", "by_order": False}
+    assert jobs.arguments == [(Path("runs/r"), given)]
+    assert "data: of these classes there are none: 7\n" in result.err
     assert result.code == 0
     assert result.out.splitlines() == [
         "accuracy 87.2% on 1,234 samples of digits, head of module 4",
@@ -186,7 +201,30 @@ def test_evaluate(cli: Cli, jobs: Jobs) -> None:
         "measured peak 400 MiB of 572 MiB",
     ]
     assert cli("evaluate", "runs/r", "--json").json["accuracy"] == 0.8725
-    assert jobs.arguments[-1] == (Path("runs/r"), {"head": "best", "data": None, "data_root": None, "budget": None})
+    usual = {"head": "best", "data": None, "data_root": None, "budget": None, "by_order": False}
+    assert jobs.arguments[-1] == (Path("runs/r"), usual)
+    cli("evaluate", "runs/r", "--data", "folder:x", "--classes-from-order")
+    assert jobs.arguments[-1][1]["by_order"] is True
+
+
+def test_predict(cli: Cli, jobs: Jobs) -> None:
+    result = cli("predict", "runs/r", "a.jpg", "b", "--top", "2", "--head", "last")
+    assert jobs.arguments == [(Path("runs/r"), [Path("a.jpg"), Path("b")], {"head": "last", "top": 2, "budget": None})]
+    assert result.code == 0
+    assert [line.split() for line in result.out.splitlines()] == [
+        ["Predictions"],
+        ["file", "class", "confidence"],
+        ["a.jpg", "cat", "75.0%"],
+        ["dog", "25.0%"],
+        ["b", "cat", "75.0%"],
+        ["dog", "25.0%"],
+        ["measured", "peak", "400", "MiB", "of", "572", "MiB"],
+    ]
+    assert "left out: 1 .txt files" in result.err
+    assert [one["class"] for one in cli("predict", "runs/r", "a.jpg", "--json").json["predictions"]] == ["cat"]
+    jobs.peak_bytes = 601_000_000
+    assert cli("predict", "runs/r", "a.jpg").code == 4
+    assert cli("predict", "runs/r").code == 2
 
 
 def test_evaluate_with_all_heads_has_no_figure_to_compare_with(cli: Cli, jobs: Jobs) -> None:
