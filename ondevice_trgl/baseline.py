@@ -31,7 +31,7 @@ from ondevice_trgl.model.trace import trace
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask, why_not
 from ondevice_trgl.report.model import BASELINES, BaselineReport
-from ondevice_trgl.run.batches import buffer_for, mix, shuffled, train_batches
+from ondevice_trgl.run.batches import buffer_for, epoch_order, mix, train_batches
 from ondevice_trgl.run.inputs import traced
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
@@ -167,6 +167,18 @@ Work = tuple[Iterator[None], Callable[[], None]]
 """Steps without end, each done as it is asked for, and one batch of validation, which belongs to the peak."""
 
 
+class _Balanced:
+    """A sampler for a DataLoader: the epochs of a balanced run, one each time that it is gone through."""
+
+    def __init__(self, labels: Tensor, seed: int) -> None:
+        self._labels, self._seed, self._epoch = labels, seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        order = epoch_order(self._labels, self._seed, epoch=self._epoch, balance=True)
+        self._epoch += 1
+        return iter(order)
+
+
 class _Samples:
     """A map-style dataset of what `source` has, read as `dtype`."""
 
@@ -194,7 +206,14 @@ def _plain(
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     name = type(model).__name__
-    train: DataLoader[Any] = DataLoader(_Samples(data.train, dtype), batch_size=batch, shuffle=True, drop_last=True)  # type: ignore[arg-type]
+    sampler = _Balanced(data.train.labels, config.seed) if config.balance else None
+    train: DataLoader[Any] = DataLoader(
+        _Samples(data.train, dtype),  # type: ignore[arg-type]
+        batch_size=batch,
+        shuffle=sampler is None,
+        sampler=sampler,
+        drop_last=True,
+    )
 
     def steps() -> Iterator[None]:
         model.train()
@@ -244,7 +263,7 @@ def _tuned(
     def steps() -> Iterator[None]:
         epoch = 0
         while True:
-            order = shuffled(len(data.train), config.seed, epoch)
+            order = epoch_order(data.train.labels, config.seed, epoch=epoch, balance=config.balance)
             for micro_batches in train_batches(data.train, order, batch, buffer):
                 for z, labels in micro_batches:
                     _add_gradients(forward, z.to(device), labels.to(device), config, micro / batch)

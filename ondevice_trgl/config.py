@@ -91,6 +91,8 @@ class TrainConfig(Checked):
     momentum: float = setting(0.9, checks.number(0.0, 1.0))
     weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
+    balance: bool = setting(False, checks.switch)
+    """Each class equally often in an epoch, which keeps its length: fewer samples of large ones, small ones again."""
     batch_size: int = setting(32, checks.int_from(1))
     micro_batch: int | str = setting("auto", checks.int_from(1, words=("auto",)))
     """Samples in memory at once; `batch_size` is reached by accumulating gradients."""

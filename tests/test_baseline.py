@@ -198,3 +198,37 @@ def test_a_batch_is_cut_into_the_most_that_divide_it(tmp_path: Path, batch: int,
     assert asked.micro_batch(batch) == micro
     assert asked.micro_batch(batch, least=2) == max(micro, min(batch, 2))
     assert BaselineRequest.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+
+
+@pytest.mark.parametrize("name", ["e2e", "plain"])
+@pytest.mark.parametrize("balance", [True, False])
+def test_a_baseline_draws_classes_as_the_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, balance: bool
+) -> None:
+    (tmp_path / "uneven.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    labels = (torch.arange(40) % 10 == 0).long()\n"
+        "    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))\n"
+        "    data = torch.utils.data.TensorDataset(images, labels)\n"
+        "    return data, data, data\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "uneven", raising=False)
+    drawn: list[int] = []
+    loss = functional.cross_entropy
+
+    def noted(output: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
+        drawn.extend(labels.tolist())
+        return loss(output, labels, **options)
+
+    monkeypatch.setattr(functional, "cross_entropy", noted)
+    config = dataclasses.replace(CONFIG, balance=balance)
+    workload = Workload(model="resnet-preact-2x4", data="uneven:make")
+    with global_state_kept(1):
+        baseline._measure(
+            BaselineRequest(name=name, workload=workload, config=config, batch_size=8, scratch_dir=tmp_path)
+        )
+    epoch = drawn[:40]
+    assert (epoch.count(0), epoch.count(1)) == ((20, 20) if balance else (36, 4))

@@ -46,6 +46,7 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("momentum", 1.01),
         ("weight_decay", -0.1),
         ("label_smoothing", 2),
+        ("balance", 1),
         ("batch_size", 0),
         ("micro_batch", 0),
         ("micro_batch", "all"),

@@ -102,6 +102,7 @@ _declare(_P, "laps", int, "--laps N", "Passes over all modules, with multi-lap."
 _declare(_P, "tau", str, "--tau X|off", "Step size of the transport cost; smaller holds features closer.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
 _declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
+_declare(_P, "balance", bool, "--balance", "Draw all classes equally often, where some have fewer samples.")
 _declare(_P, "seed", int, "--seed N", "Seed of weights and order.")
 
 _P = "Run and output"

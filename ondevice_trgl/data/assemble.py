@@ -40,7 +40,7 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
         None if source.val is not None else source.val_count or tenth(len(part.labels)),
         None if source.test is not None else source.test_count or tenth(len(part.labels)),
     )
-    kept = _keep(part, asked.split(part.labels, carved), stored, asked, digest)
+    kept = _keep(part, asked.split(part.labels, carved, source.class_names), stored, asked, digest)
     stats = stats or pixel_stats(kept["train"].records, kept["train"].slots, stored)
     digest.update(repr(stats).encode())
     for name, opened in (("val", source.val), ("test", source.test)):
@@ -101,7 +101,7 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
     for dataset in parts:
         fingerprint(dataset, digest, name=asked.name)
     carved = tuple(None if index < len(parts) else tenth(len(labels[0])) for index in (1, 2))
-    chosen = {split: (0, positions) for split, positions in asked.split(labels[0], carved).items()}
+    chosen = {split: (0, positions) for split, positions in asked.split(labels[0], carved, classes).items()}
     for index in range(1, len(parts)):
         positions = asked.limit(torch.arange(len(labels[index])), labels[index], split=_SPLITS[index])
         chosen[_SPLITS[index]] = (index, positions)
@@ -137,6 +137,6 @@ def _bundle(
         val=val,
         test=test,
         preprocessing=preprocessing,
-        description=asked.describe(given, sizes, preprocessing.num_classes, origin),
+        description=asked.describe(given, sizes, preprocessing.class_names, train.labels, origin),
         digest=digest.hexdigest(),
     )

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.preprocessing import Preprocessing
-from ondevice_trgl.data.splits import balanced_head, carve, check_classes
+from ondevice_trgl.data.splits import balanced_head, carve, check_classes, class_name
 from ondevice_trgl.errors import DataError
 
 _LEAST_VAL = 100
+_UNEVEN = 3
+"""From this many times as many samples in the largest class as in the smallest on, it is told."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,13 @@ class Asked:
         size = (self.image_size, self.image_size) if self.image_size is not None else (height, width)
         return (self.channels or have, *size)
 
-    def describe(self, given: tuple[int, ...], sizes: Sequence[int], classes: int, origin: str) -> str:
-        """The one-line description of a bundle whose inputs come in the shape `given`; `sizes` of the three sets."""
+    def describe(
+        self, given: tuple[int, ...], sizes: Sequence[int], names: Sequence[str], labels: Tensor, origin: str
+    ) -> str:
+        """The one-line description of a bundle whose inputs come in the shape `given`; `sizes` of the three sets.
+
+        `labels` are those to train on, of classes with those `names`; how uneven they are is told where it matters.
+        """
         shape, size = self.delivered(given), "x".join(map(str, given))
         if shape[1:] != given[1:]:
             size += f" resized to {'x'.join(map(str, shape[1:]))} (bilinear)"
@@ -81,26 +89,44 @@ class Asked:
             size += f", the single channel repeated to {shape[0]}"
         counts = " / ".join(f"{n} {split}" for n, split in zip(sizes, ("train", "val", "test"), strict=True))
         limited = f" (limited to {self.train_limit})" if self.train_limit is not None else ""
-        return f"{origin}: {counts}{limited}; {classes} classes; {size}"
+        told = f"{origin}: {counts}{limited}; {len(names)} classes; {size}"
+        of_class = torch.bincount(labels, minlength=len(names))
+        least, most = int(of_class.min()), int(of_class.max())
+        if most < _UNEVEN * least:
+            return told
+        smallest, largest = (class_name(int(at), names) for at in (of_class.argmin(), of_class.argmax()))
+        return (
+            f"{told}; {least} to {most} samples a class (smallest {smallest}, largest {largest};"
+            " --balance draws all classes equally often)"
+        )
 
     def limit(self, positions: Tensor, labels: Tensor, *, split: str) -> Tensor:
-        """Those of `positions` that the train limit leaves: of val a fifth as many, but 100 at least; of test all."""
+        """Those of `positions` that the train limit leaves: of val a fifth as many, but 100 at least; of test all.
+
+        Raises DataError where it leaves some class without a sample to train on.
+        """
         if self.train_limit is None or split == "test":
             return positions
+        classes = len(labels[positions].unique())
+        if split == "train" and self.train_limit < classes:
+            raise DataError(
+                f"a train limit of {self.train_limit} leaves some of the {classes} classes of {self.name}, which has"
+                f" {len(labels)} samples, without any",
+                hint=f"raise the train limit to {classes} or more",
+            )
         most = self.train_limit if split == "train" else max(self.train_limit // 5, _LEAST_VAL)
         return balanced_head(positions, labels, most)
 
-    def split(self, labels: Tensor, carved: tuple[int | None, ...]) -> dict[str, Tensor]:
+    def split(self, labels: Tensor, carved: tuple[int | None, ...], names: Sequence[str]) -> dict[str, Tensor]:
         """Positions of train among the samples with those labels, and of val and test where `carved` says how many.
 
-        Raises DataError where there are too few samples, or the ones left to train on are of one class.
+        `names` of the classes. Raises DataError where there are too few samples, of all or of some class, or all are of
+        one class.
         """
         what = f"{self.name} (train)"
-        check_classes(labels, what=what)
+        check_classes(labels, what=what, names=names)
         sizes = {split: size for split, size in zip(("val", "test"), carved, strict=True) if size is not None}
-        parts = carve(len(labels), tuple(sizes.values()), self.seed, what=what)
-        positions = {
+        parts = carve(labels, tuple(sizes.values()), self.seed, what=self.name, names=names)
+        return {
             split: self.limit(part, labels, split=split) for split, part in zip(("train", *sizes), parts, strict=True)
         }
-        check_classes(labels[positions["train"]], what=what, limit=self.train_limit)
-        return positions

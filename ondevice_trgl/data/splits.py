@@ -1,9 +1,13 @@
 """Which sample goes where, and whether the labels make sense. Everything here works on labels alone."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ondevice_trgl.errors import DataError
+
+SUBTRACT_ONE = "subtract 1 (for example target_transform=lambda y: y - 1)"
 
 
 def shuffled(count: int, seed: int) -> Tensor:
@@ -11,18 +15,73 @@ def shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def carve(count: int, parts: tuple[int, ...], seed: int, *, what: str) -> list[Tensor]:
-    """Shuffle `count` positions; cut off `parts` (sizes) from the end; what is left comes first.
+def carve(labels: Tensor, parts: Sequence[int], seed: int, *, what: str, names: Sequence[str] = ()) -> list[Tensor]:
+    """Positions in an order of `seed`, in pieces: what is left to train on, then each of `parts` (sizes).
 
-    Raises DataError where nothing would be left.
+    Every class gives each part its share, rounded so that the sizes are as asked, and keeps one sample at least. Where
+    there are not so many to give, the parts are smaller. Raises DataError where there is not one for each of them.
     """
-    if count <= sum(parts):
+    sizes = torch.bincount(labels)
+    room = (sizes - 1).clamp_(min=0)
+    if int(room.sum()) < len(parts):
+        present = sizes.nonzero().flatten()
+        smallest, aside = int(present[sizes[present].argmin()]), " and ".join(map(str, parts))
         raise DataError(
-            f"{what} has {count} samples; too few to put {' and '.join(map(str, parts))} aside",
+            f"{what} has {len(labels)} samples in {len(present)} classes: the smallest, {class_name(smallest, names)},"
+            f" has {int(sizes[smallest])}; too few to put {aside} aside and keep one of each class to train on",
             hint="add samples, or bring validation and test sets of your own",
         )
-    order = shuffled(count, seed)
-    return list(torch.split(order, [count - sum(parts), *parts]))
+    taken = _shares(sizes, room, _fitting(parts, int(room.sum())))
+    order = shuffled(len(labels), seed)
+    own = labels[order]
+    ends = torch.cat([(sizes - taken.sum(0))[None], taken]).cumsum(0)[:-1]
+    rank, piece = rank_in_class(own), torch.zeros_like(own)
+    for end in ends:
+        piece += rank >= end[own]
+    return [order[piece == index] for index in range(1 + len(parts))]
+
+
+def _fitting(parts: Sequence[int], room: int) -> list[int]:
+    """`parts`, or what their proportions make of `room` where that is less than their sum; at least 1 each."""
+    total = sum(parts)
+    if total <= room:
+        return list(parts)
+    sizes = [max(1, part * room // total) for part in parts]
+    while sum(sizes) > room:
+        sizes[sizes.index(max(sizes))] -= 1
+    return sizes
+
+
+def _shares(sizes: Tensor, room: Tensor, parts: Sequence[int]) -> Tensor:
+    """(parts, classes): how many of a class go into each part; of a class at most `room`.
+
+    Largest remainders; what a class gave too little to one part, by rounding, it is the first to give to the next.
+    """
+    taken = torch.zeros(len(parts), len(sizes), dtype=torch.int64)
+    wanted = 0
+    for index, part in enumerate(parts):
+        wanted += part
+        given = taken.sum(0)
+        owed = sizes.double() * wanted / int(sizes.sum()) - given
+        free = room - given
+        take = torch.minimum(owed.floor().long().clamp_(min=0), free)
+        while missing := part - int(take.sum()):
+            step = 1 if missing > 0 else -1
+            able = (take < free) if missing > 0 else (take > 0)
+            remainder = torch.where(able, step * (owed - take), -torch.inf)
+            first = remainder.argsort(descending=True, stable=True)[: min(abs(missing), int(able.sum()))]
+            take[first] += step
+        taken[index] = take
+    return taken
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """How many samples of its own class come before each; int64 (N,)."""
+    by_class, sizes = labels.argsort(stable=True), torch.bincount(labels)
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(by_class)
+    rank[by_class] = torch.arange(len(labels)) - starts.repeat_interleave(sizes)
+    return rank
 
 
 def tenth(count: int) -> int:
@@ -37,18 +96,23 @@ def balanced_head(positions: Tensor, labels: Tensor, limit: int) -> Tensor:
     """
     if limit >= len(positions):
         return positions
-    by_class = labels[positions].argsort(stable=True)
-    sizes = torch.bincount(labels[positions])
-    starts = sizes.cumsum(0) - sizes
-    rank = torch.empty_like(by_class)
-    rank[by_class] = torch.arange(len(positions)) - starts.repeat_interleave(sizes)
-    return positions[rank.argsort(stable=True)[:limit].sort().values]
+    return positions[rank_in_class(labels[positions]).argsort(stable=True)[:limit].sort().values]
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """Class `label` in a message: by its name, or by its number where that is all that is known."""
+    name = names[label] if 0 <= label < len(names) else str(label)
+    return f"class {label}" if name == str(label) else name
 
 
 def check_labels(labels: Tensor, num_classes: int, *, what: str) -> None:
     """Raises DataError where there are no samples, or a label is not in 0..num_classes-1."""
     if len(labels) == 0:
         raise DataError(f"{what} is empty; expected at least one sample")
+    if (low := int(labels.min())) == 1 and int(labels.max()) == num_classes:
+        raise DataError(
+            f"{what}: labels go from {low} to {num_classes}, expected 0 to {num_classes - 1}", hint=SUBTRACT_ONE
+        )
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
@@ -59,10 +123,24 @@ def check_labels(labels: Tensor, num_classes: int, *, what: str) -> None:
         )
 
 
-def check_classes(labels: Tensor, *, what: str, limit: int | None = None) -> None:
+def check_zero_used(labels: Tensor, *, what: str) -> None:
+    """Raises DataError where the labels to train on are 1 to N, each of them. Not for classes that somebody stated.
+
+    Class 0 would never be trained, and most likely is none.
+    """
+    highest = int(labels.max())
+    if int(labels.min()) == 1 and highest > 1 and int((torch.bincount(labels)[1:] > 0).sum()) == highest:
+        raise DataError(
+            f"{what}: labels go from 1 to {highest}, expected 0 to {highest - 1}",
+            hint=f"{SUBTRACT_ONE}; or, if class 0 is meant to have no samples, let the dataset state `classes` or"
+            f" `num_classes` (= {highest + 1})",
+        )
+
+
+def check_classes(labels: Tensor, *, what: str, names: Sequence[str] = ()) -> None:
     """Raises DataError where all samples are of one class: there would be nothing to learn."""
     if int(labels.min()) == int(labels.max()):
         raise DataError(
-            f"{what} has one class only: every one of its {len(labels)} labels is {int(labels[0])}",
-            hint=f"raise the train limit of {limit}" if limit is not None else "training needs at least two classes",
+            f"{what} has one class only: every one of its {len(labels)} labels is {class_name(int(labels[0]), names)}",
+            hint="training needs at least two classes",
         )

@@ -33,6 +33,44 @@ def shuffled(rows: int, *key: int) -> list[int]:
     return order
 
 
+def epoch_order(labels: Tensor, *key: int, epoch: int, balance: bool) -> list[int]:
+    """The samples of an epoch in order, as many as there are labels; it depends on these arguments alone.
+
+    Without `balance` each sample once. With it each class equally often, but for a rest of one that goes round from
+    epoch to epoch; of a class no sample comes again before all were drawn, over the epochs of one `key`. Classes take
+    turns, so that batches are even too. Memory: three numbers of 8 bytes a sample beside the list.
+    """
+    if not balance:
+        return shuffled(len(labels), *key, epoch)
+    sizes = torch.bincount(labels)
+    present = sizes.nonzero().flatten().tolist()
+    turns, rest = divmod(len(labels), len(present))
+    queue, first = shuffled(len(present), *key), epoch * rest
+    extra = [queue[(first + place) % len(present)] for place in range(rest)]
+    among, before = set(extra), [0] * len(present)  # how often a class was among the rest
+    for place, at in enumerate(queue):
+        before[at] = (first + len(present) - 1 - place) // len(present)
+    members = labels.argsort(stable=True).split(sizes[present].tolist())
+    drawn = torch.empty(len(present), turns + 1, dtype=torch.int64)
+    for at, own in enumerate(members):
+        start, count = epoch * turns + before[at], turns + (at in among)
+        drawn[at, :count] = _draws(own, start, count, *key, present[at])
+    generator = torch.Generator().manual_seed(mix(*key, epoch, 4))
+    order = torch.rand(turns, len(present), generator=generator).argsort(dim=1)
+    whole = drawn.gather(0, order.t()).t()
+    return [*whole.flatten().tolist(), *drawn[extra, turns].tolist()]
+
+
+def _draws(own: Tensor, start: int, count: int, *key: int) -> Tensor:
+    """Number `start` to `start + count - 1` of an endless row of permutations of `own`."""
+    if len(own) == 1:
+        return own.expand(count)
+    lap, skipped = divmod(start, len(own))
+    laps = range(lap, lap + -(-(skipped + count) // len(own)))
+    orders = [own[shuffled(len(own), *key, number)] for number in laps]
+    return torch.cat([own[:0], *orders])[skipped : skipped + count]
+
+
 def mix(*key: int) -> int:
     """A 63-bit seed from several numbers; neighbouring keys give unrelated seeds (splitmix64)."""
     state = 0x9E3779B97F4A7C15

@@ -10,7 +10,7 @@ import torch
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung, rung_within
-from ondevice_trgl.run.batches import check_finite, mix, place, shuffled
+from ondevice_trgl.run.batches import check_finite, epoch_order, mix, place
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
@@ -95,8 +95,8 @@ class ModuleRun:
     def _epoch(self, epoch: int, done: int) -> None:
         """Epoch `epoch`, of which `done` steps are behind it."""
         progress, seed, batch = self.context.progress, self.context.config.seed, self.context.plan.batch_size
-        rows = len(self.context.boundaries.source("train").labels)
-        order = shuffled(rows, seed, self.lap, self.index, epoch)
+        labels, balance = self.context.boundaries.source("train").labels, self.context.config.balance
+        order = epoch_order(labels, seed, self.lap, self.index, epoch=epoch, balance=balance)
         progress.start_epoch(epoch, done)
         if done:
             progress.tally = dataclasses.replace(self.position.tally)

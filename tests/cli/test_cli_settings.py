@@ -21,10 +21,12 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
-        "device": "cuda:1", "threads": 3, "seed": 7,
+        "device": "cuda:1", "threads": 3, "seed": 7, "balance": True,
     }  # fmt: skip
     assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"
-    argv = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    argv: list[str] = []
+    for name, value in flags.items():
+        argv += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     result = cli("train", *argv, "-o", "somewhere", "--force", "--baseline", "skip", "--allocator", "glibc")
     assert result.code == 0
     (job,) = jobs.jobs

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ondevice_trgl import DataError, NonFiniteError
-from ondevice_trgl.run.batches import all_rows, buffer_for, check_finite, check_labels, mix, shuffled, train_batches
+from ondevice_trgl.run.batches import (
+    all_rows,
+    buffer_for,
+    check_finite,
+    check_labels,
+    epoch_order,
+    mix,
+    shuffled,
+    train_batches,
+)
 from ondevice_trgl.run.boundaries import Boundaries
 
 KEYS = st.lists(st.integers(0, 2**40), min_size=1, max_size=5)
@@ -51,6 +60,54 @@ def test_an_order_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     shuffled(10, 1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+OF_CLASS = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any)
+
+
+def labels_of(of_class: list[int]) -> Tensor:
+    labels = torch.arange(len(of_class)).repeat_interleave(torch.tensor(of_class))
+    return labels[torch.tensor(shuffled(len(labels), 5), dtype=torch.int64)]
+
+
+@given(rows=st.integers(1, 60), key=KEYS, epoch=st.integers(0, 5))
+def test_without_balance_every_sample_comes_once_an_epoch(rows: int, key: list[int], epoch: int) -> None:
+    labels = torch.arange(rows) % 3
+    assert epoch_order(labels, *key, epoch=epoch, balance=False) == shuffled(rows, *key, epoch)
+
+
+@given(of_class=OF_CLASS, key=KEYS)
+def test_with_balance_classes_come_equally_often_and_no_sample_before_all_of_its_class(
+    of_class: list[int], key: list[int]
+) -> None:
+    labels, present = labels_of(of_class), [index for index, have in enumerate(of_class) if have]
+    drawn: dict[int, list[int]] = {index: [] for index in present}
+    for epoch in range(6):
+        order = epoch_order(labels, *key, epoch=epoch, balance=True)
+        assert len(order) == len(labels)
+        assert order == epoch_order(labels, *key, epoch=epoch, balance=True)
+        often = torch.bincount(labels[order], minlength=len(of_class))[present]
+        assert int(often.max() - often.min()) <= 1
+        for index in order:
+            drawn[int(labels[index])].append(index)
+        so_far = [len(some) for some in drawn.values()]
+        assert max(so_far) - min(so_far) <= 1, "the rest goes round"
+    for index, some in drawn.items():
+        for start in range(0, len(some), of_class[index]):
+            lap = some[start : start + of_class[index]]
+            assert len(set(lap)) == len(lap), "a sample came again before all others of its class"
+
+
+def test_with_balance_nine_to_one_becomes_one_to_one_in_every_batch() -> None:
+    labels = labels_of([90, 10])
+    order = torch.tensor(epoch_order(labels, 1, epoch=0, balance=True))
+    assert torch.bincount(labels[order]).tolist() == [50, 50]
+    assert [torch.bincount(labels[batch]).tolist() for batch in order.split(10)] == [[5, 5]] * 10
+    small = order[labels[order] == 1].split(10)
+    assert [sorted(lap.tolist()) for lap in small] == [(labels == 1).nonzero().flatten().tolist()] * 5
+    assert len({tuple(lap.tolist()) for lap in small}) == 5, "each time in another order"
+    orders = {tuple(epoch_order(labels, seed, epoch=epoch, balance=True)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
 
 
 @given(rows=st.integers(1, 40), micro=st.integers(1, 5), count=st.integers(1, 4))

@@ -47,6 +47,62 @@ def test_dropout_laps_and_optimizer_each_do_something(whole: Whole) -> None:
     assert len({whole(**settings) for settings in variants}) == len(variants)
 
 
+def uneven() -> TensorDataset:
+    """26 samples: 20, 4 and 2 of the three classes."""
+    images, labels = samples(72).tensors
+    kept = torch.cat([(labels == index).nonzero().flatten()[:count] for index, count in enumerate((20, 4, 2))])
+    return TensorDataset(images[kept], labels[kept])
+
+
+@pytest.mark.parametrize("step", [2, 13, STEPS + 4])
+def test_a_balanced_run_resumes_bit_for_bit_in_mid_epoch(fit: Fit, step: int) -> None:
+    settings: dict[str, Any] = {**TWO_LAPS, "balance": True}
+    fit("whole", train=uneven(), **settings)
+    fit("plain", train=uneven(), **TWO_LAPS)
+    assert fit.weights("whole") != fit.weights("plain")
+    fit("part", train=uneven(), callbacks=[At("on_step_end", step, pause)], **settings)
+    with pytest.raises(RunDirError, match="made with other settings: balance"):
+        fit("part", train=uneven(), resume=True, **TWO_LAPS)
+    fit("part", train=uneven(), resume=True, **settings)
+    assert fit.weights("part") == fit.weights("whole")
+
+
+class Seen(TensorDataset):
+    """Keeps the label of every sample that is read while `counting`."""
+
+    def __init__(self, *tensors: Any) -> None:
+        super().__init__(*tensors)
+        self.counting, self.labels = False, list[int]()
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if self.counting:
+            self.labels.append(int(self.tensors[1][index]))
+        return self.tensors[0][index], self.tensors[1][index]
+
+
+class InSteps(Callback):
+    def __init__(self, data: Seen) -> None:
+        self.data = data
+
+    def on_step_start(self, run: RunState) -> None:
+        self.data.counting = True
+
+    def on_step_end(self, run: RunState) -> None:
+        self.data.counting = False
+
+
+def test_a_balanced_run_trains_on_all_classes_equally_often(fit: Fit) -> None:
+    def trained_on(name: str, **settings: Any) -> list[int]:
+        data = Seen(*uneven().tensors)
+        fit(name, train=data, callbacks=[InSteps(data)], **settings)
+        return torch.bincount(torch.tensor(data.labels)).tolist()
+
+    assert trained_on("even", balance=True) == [16, 16, 16]  # two epochs of three steps of 8, by the first module
+    common, _, rare = trained_on("as given")
+    assert common >= 30
+    assert rare <= 4
+
+
 def test_a_run_may_be_paused_at_every_step(fit: Fit, whole: Whole) -> None:
     settings: dict[str, Any] = {"modules": 2, "epochs": 1}
     report = fit("part", callbacks=[At("on_step_end", 1, pause)], **settings)
