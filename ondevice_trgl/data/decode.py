@@ -23,6 +23,8 @@ _STRIP_PIXELS = 1 << 19
 """Larger ones in strips of about so many pixels."""
 _REDUCED = 2
 """So much larger than what is asked for a picture is at least when it was reduced by a whole factor; then bilinear."""
+_OTHER_BYTES = 4_000_000
+"""What opening a file brings in beside its pixels: code of its format, buffers, what the allocator keeps."""
 _ORIENTATION = 0x0112
 """The EXIF tag; its values 5 to 8 swap height and width."""
 
@@ -45,15 +47,33 @@ class Fit:
         return self.channels * self.height * self.width
 
 
-def decode(path: Path, fit: Fit) -> bytes:
+class TooLargeError(Exception):
+    """A picture that takes more to decode than it may: its width and height, and the bytes."""
+
+    def __init__(self, size: tuple[int, int], takes: int) -> None:
+        super().__init__(f"{size[0]}x{size[1]} pixels take {takes} bytes to decode")
+        self.size, self.takes = size, takes
+
+
+def decode(path: Path, fit: Fit, most_bytes: int | None = None) -> bytes:
     """The picture in `path`: C x H x W, uint8, channel after channel. Raises DataError naming the file.
 
     It is cropped in the middle to the shape of `fit`, then scaled (bilinear). Alpha is dropped, of an animation the
-    first picture counts, levels of 16 bits and floats from 0 to 1 are scaled to 8 bits.
+    first picture counts, levels of 16 bits and floats from 0 to 1 are scaled to 8 bits. With `most_bytes`, raises
+    TooLargeError before it decodes what takes more.
     """
-    with _opened(path, fit) as (pil, image):
+    with _opened(path, fit) as (pil, image, size):
+        takes = _takes(image, size, fit, path.stat().st_size)
+        if most_bytes is not None and takes > most_bytes:
+            raise TooLargeError(size, takes)
         fitted = _fitted(pil, image, fit)
         return b"".join(band.tobytes() for band in fitted.split())
+
+
+def decode_bytes(path: Path, fit: Fit) -> int:
+    """The most memory that `decode` takes for this file, from its header alone. Raises DataError naming the file."""
+    with _opened(path, fit) as (_, image, size):
+        return _takes(image, size, fit, path.stat().st_size)
 
 
 def pillow_version() -> str:
@@ -71,8 +91,11 @@ def _pil() -> "ModuleType":
 
 
 @contextlib.contextmanager
-def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any]]:
-    """Pillow, and the picture before it is decoded. Whatever fails inside is a DataError that names the file."""
+def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any, tuple[int, int]]]:
+    """Pillow, the picture before it is decoded, and its width and height.
+
+    Whatever fails inside, but for TooLargeError, is a DataError that names the file.
+    """
     pil = _pil()
     try:
         with warnings.catch_warnings():
@@ -80,9 +103,11 @@ def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any]]:
             warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
             with pil.Image.open(path) as image:
                 # A JPEG is decoded at a half, quarter or eighth where that is still large enough: less memory.
-                least = _REDUCED * max(fit.width, fit.height)
+                size, least = image.size, _REDUCED * max(fit.width, fit.height)
                 image.draft("RGB", (least, least))
-                yield pil, image
+                yield pil, image, size
+    except TooLargeError:
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise DataError(
             f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
@@ -117,11 +142,8 @@ def _reduced(
 
     Strips are converted and reduced one after another: the picture is never copied whole.
     """
-    across, down = image.width, size[1] * image.width / size[0]
-    if down > image.height:
-        across, down = size[0] * image.height / size[1], image.height
+    across, down, factor = _middle(image.size, size)
     left, top = (image.width - across) / 2, (image.height - down) / 2
-    factor = max(1, int(min(across / size[0], down / size[1]) / _REDUCED))
     x, y = int(left), int(top)
     right, bottom = min(image.width, -int(-(left + across) // 1)), min(image.height, -int(-(top + down) // 1))
     whole = pil.Image.new("RGB", (-(-(right - x) // factor), -(-(bottom - y) // factor)))
@@ -132,6 +154,14 @@ def _reduced(
         whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, (start - y) // factor))
     box = ((left - x) / factor, (top - y) / factor, (left + across - x) / factor, (top + down - y) / factor)
     return whole, (box[0], box[1], min(box[2], whole.width), min(box[3], whole.height))
+
+
+def _middle(given: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, int]:
+    """Width and height of the part of `given` that has the shape of `wanted`; the whole factor that reduces it."""
+    across, down = float(given[0]), wanted[1] * given[0] / wanted[0]
+    if down > given[1]:
+        across, down = wanted[0] * given[1] / wanted[1], float(given[1])
+    return across, down, max(1, int(min(across / wanted[0], down / wanted[1]) / _REDUCED))
 
 
 def _transpose(pil: "ModuleType", turn: int) -> Any:
@@ -146,6 +176,62 @@ def _transpose(pil: "ModuleType", turn: int) -> Any:
         7: methods.TRANSVERSE,
         8: methods.ROTATE_90,
     }.get(turn)
+
+
+def _takes(image: Any, size: tuple[int, int], fit: Fit, file_bytes: int) -> int:
+    """What decoding `image`, which has the width and height `size` in its file of so many bytes, takes at most.
+
+    Measured with Pillow 13, a format and mode at a time: tests/data/test_decode_memory.py.
+    """
+    pixels, kept = image.width * image.height, _pixel_bytes(image.mode)
+    if image.format in ("JPEG", "MPO"):
+        takes = kept * pixels + _coefficients(image, size)
+    elif image.format == "TIFF":
+        takes = kept * pixels + _of_tiff(image, kept * pixels, file_bytes)
+    elif image.format in ("PNG", "GIF", "BMP", "PPM"):
+        takes = kept * pixels
+        if image.tile and image.tile[0][0] not in ("zip", "gif", "raw"):  # a decoder in Python, which joins bytes
+            takes += 3 * 4 * pixels
+    elif image.format == "WEBP":  # the file, two canvases, the frame, the picture
+        takes = 16 * pixels + file_bytes
+    else:  # JPEG 2000 takes the most of what else Pillow reads
+        takes = 20 * pixels + file_bytes
+    most = max(_middle(image.size, shape)[2] for shape in ((fit.width, fit.height), (fit.height, fit.width)))
+    reduced = 4 * (image.width // most + 2) * (image.height // most + 2)
+    copies = 8 if kept == 1 or image.mode in ("RGB", "RGBA", "LA", "CMYK") else 16  # levels are converted twice
+    work = 16 * pixels if pixels <= _PLAIN_PIXELS else copies * _STRIP_PIXELS + reduced
+    return int(takes + work + 4 * 4 * fit.width * fit.height + _OTHER_BYTES)
+
+
+def _pixel_bytes(mode: str) -> int:
+    """What a pixel takes in Pillow's memory."""
+    return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+
+
+def _coefficients(image: Any, size: tuple[int, int]) -> int:
+    """What a JPEG that comes in several scans holds until the last of them: two bytes a coefficient, of all sizes."""
+    layers, at = image.layer, image.fp.tell()
+    header = b"\xff\xda" + (6 + 2 * len(layers)).to_bytes(2, "big") + bytes([len(layers)])
+    image.fp.seek(max(0, at - 8 - 2 * len(layers)))  # Pillow has read as far as the first scan's header, if it is one
+    whole = image.fp.read(len(header)) == header
+    image.fp.seek(at)
+    if whole and not image.info.get("progressive"):
+        return 0
+    across, down = (max(layer[place] for layer in layers) for place in (1, 2))
+    share = sum(layer[1] * layer[2] for layer in layers) / (across * down)
+    return int(2 * share * (size[0] + 8 * across) * (size[1] + 8 * down))
+
+
+def _of_tiff(image: Any, picture_bytes: int, file_bytes: int) -> int:
+    """What a TIFF takes beside its picture: the file and a strip, where it is compressed; then the picture turned."""
+    turned = picture_bytes if image.tag_v2.get(_ORIENTATION, 1) != 1 else 0
+    if not image.use_load_libtiff:
+        return turned
+    tags = image.tag_v2
+    samples = 4 if tags.get(259) == 7 else tags.get(277, 1)  # JPEG inside comes as RGBA
+    across, rows = (tags[322], tags[323]) if 322 in tags else (image.width, min(tags.get(278, 1 << 31), image.height))
+    strip = across * rows * samples * -(-max(tags.get(258, (8,))) // 8)
+    return int(max(turned, file_bytes + strip))
 
 
 @dataclass(frozen=True)
