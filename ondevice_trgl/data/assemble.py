@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.data.bundle import Asked, DataBundle
-from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet, pixel_stats
+from ondevice_trgl.data.classes import check_alike, numbered_classes, stated_classes
+from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet, all_alike, pixel_stats
 from ondevice_trgl.data.preprocessing import BILINEAR, NONE, Preprocessing
 from ondevice_trgl.data.records import Records, keep_records
+from ondevice_trgl.data.samples import Samples, described
 from ondevice_trgl.data.source import Part, Source
-from ondevice_trgl.data.splits import check_labels, tenth
-from ondevice_trgl.data.user import Scanned, UserSet, fingerprint, scan, stated_classes
+from ondevice_trgl.data.splits import check_labels, check_zero_used, tenth
+from ondevice_trgl.data.user import Scanned, UserSet, fingerprint, scan
 from ondevice_trgl.errors import DataError
 
 _SPLITS = ("train", "val", "test")
@@ -29,7 +31,7 @@ class _Kept(NamedTuple):
 def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> DataBundle:
     """Split, limit and keep the records of `source`, normalised by `stats` or else by those of what is trained on.
 
-    Raises DataError where its labels cannot be trained on.
+    Raises DataError where its labels cannot be trained on, or its pixels are all the same.
     """
     stored, shape = source.shape, asked.delivered(source.shape)
     assert len(shape) == 3
@@ -41,7 +43,10 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
         None if source.test is not None else source.test_count or tenth(len(part.labels)),
     )
     kept = _keep(part, asked.split(part.labels, carved, source.class_names), stored, asked, digest)
-    stats = stats or pixel_stats(kept["train"].records, kept["train"].slots, stored)
+    train = kept["train"]
+    stats = stats or pixel_stats(train.records, train.slots, stored)
+    if stats.constant:
+        raise all_alike(asked.name, len(train.slots), *stats.mean)
     digest.update(repr(stats).encode())
     for name, opened in (("val", source.val), ("test", source.test)):
         if opened is not None:
@@ -84,22 +89,34 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
     where samples or labels are malformed.
     """
     parts = returned if isinstance(returned, tuple) else (returned,)
-    if not 1 <= len(parts) <= 3:
-        raise DataError(f"{asked.name} returned {len(parts)} datasets; expected a dataset or (train, val[, test])")
-    given: tuple[int, ...] | None = None
+    if isinstance(returned, Mapping) or not 1 <= len(parts) <= 3:
+        what = described(returned) if isinstance(returned, Mapping) else f"{len(parts)} datasets"
+        raise DataError(
+            f"{asked.name} returned {what}; expected a dataset or (train, val[, test])",
+            hint="return the datasets themselves, as a tuple in that order",
+        )
+    names = [f"{asked.name} ({split})" for split in _SPLITS[: len(parts)]]
+    samples: list[Samples] = []
     scanned: list[Scanned] = []
-    for dataset, split in zip(parts, _SPLITS, strict=False):
-        scanned.append(scan(dataset, name=f"{asked.name} ({split})", shape=given))
-        given = scanned[-1].shape
-    assert given is not None
+    for dataset, name in zip(parts, names, strict=True):
+        samples.append(Samples(dataset, name=name, shape=samples[0].shape if samples else None))
+        scanned.append(scan(samples[-1]))
     labels = [one.labels for one in scanned]
-    classes = stated_classes(parts[0]) or tuple(map(str, range(int(labels[0].max()) + 1)))
-    for some, split in zip(labels, _SPLITS, strict=False):
-        check_labels(some, len(classes), what=f"{asked.name} ({split})")
+    stated = [stated_classes(dataset, name=name) for dataset, name in zip(parts, names, strict=True)]
+    check_alike(dict(zip(names, stated, strict=True)))
+    given, classes = samples[0].shape, stated[0]
+    assert given is not None
+    if classes is None:
+        check_zero_used(labels[0], what=names[0])
+        classes = numbered_classes(int(labels[0].max()), samples=len(labels[0]), name=names[0])
+    for some, name in zip(labels, names, strict=True):
+        check_labels(some, len(classes), what=name)
+    if scanned[0].constant is not None:
+        raise all_alike(names[0], samples[0].count, scanned[0].constant, kind="number")
     shape = asked.delivered(given)
     digest = hashlib.blake2b(repr((asked.name, given, shape)).encode(), digest_size=16)
-    for dataset in parts:
-        fingerprint(dataset, digest, name=asked.name)
+    for one in samples:
+        fingerprint(one, digest)
     carved = tuple(None if index < len(parts) else tenth(len(labels[0])) for index in (1, 2))
     chosen = {split: (0, positions) for split, positions in asked.split(labels[0], carved, classes).items()}
     for index in range(1, len(parts)):
@@ -113,10 +130,9 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
         digest.update(bytes_of(positions.contiguous()))
         digest.update(bytes_of(own))
         sets[split] = UserSet(
-            parts[index], own, positions,
-            given=given, shape=shape, num_classes=len(classes), whole=scanned[index].whole,
-            name=f"{asked.name} ({split})",
-        )  # fmt: skip
+            samples[index], own, positions, shape=shape, num_classes=len(classes), whole=scanned[index].whole
+        )
+        sets[split].class_names = stated[0]
     preprocessing = Preprocessing(classes, shape, NONE if shape[1:] == given[1:] else BILINEAR)
     return _bundle(asked, f"datasets of {asked.name}", preprocessing, given, sets, digest)
 

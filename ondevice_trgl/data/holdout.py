@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.data.bundle import Asked
+from ondevice_trgl.data.classes import MOST_NAMED, listing, numbered_classes, stated_classes
 from ondevice_trgl.data.decode import Fit
 from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.records import keep_records
+from ondevice_trgl.data.samples import Samples
 from ondevice_trgl.data.source import Part
 from ondevice_trgl.data.splits import check_labels
-from ondevice_trgl.data.user import UserSet, scan, stated_classes
+from ondevice_trgl.data.user import UserSet, scan
 from ondevice_trgl.errors import DataError
-
-_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def match_classes(
     if by_order:
         if len(names) > len(own):
             raise DataError(f"{what} has {len(names)} classes, the run was trained with {len(own)}: {listing(own)}")
-        pairs = ", ".join(f"{name} as {mine}" for name, mine in zip(names[:_MOST_NAMED], own, strict=False))
-        more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        pairs = ", ".join(f"{name} as {mine}" for name, mine in zip(names[:MOST_NAMED], own, strict=False))
+        more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         return torch.arange(len(names)), (f"classes by their order: {pairs}{more}",)
     exact = {name: label for label, name in enumerate(own)}
     alike = Counter(map(_plain, own))
@@ -80,12 +80,6 @@ def match_classes(
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def listing(names: Sequence[str]) -> str:
-    """Names for people, the first few of many."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def without_samples(labels: Tensor, known: Preprocessing) -> tuple[str, ...]:
@@ -174,15 +168,15 @@ def user_holdout(returned: Any, known: Preprocessing, asked: Asked, *, by_order:
     dataset = returned[-1] if isinstance(returned, tuple) and returned else returned
     part = f" ({('train', 'val', 'test')[min(len(returned), 3) - 1]})" if isinstance(returned, tuple) else ""
     what = f"{asked.name}{part}"
-    labels, given, whole = scan(dataset, name=what)
-    names = stated_classes(dataset) or tuple(map(str, range(int(labels.max()) + 1)))
+    given = Samples(dataset, name=what)
+    labels, whole, _ = scan(given)
+    names = stated_classes(dataset, name=what) or numbered_classes(int(labels.max()), samples=given.count, name=what)
     check_labels(labels, len(names), what=what)
-    samples = UserSet(
-        dataset, labels, torch.arange(len(labels)),
-        given=given, shape=asked.delivered(given), num_classes=len(names), whole=whole, name=what,
-    )  # fmt: skip
+    assert given.shape is not None
+    shape = asked.delivered(given.shape)
+    samples = UserSet(given, labels, torch.arange(len(labels)), shape=shape, num_classes=len(names), whole=whole)
     stats = None if known.mean is None else stats_of(known, what)
-    dtype = dataset[0][0].dtype
+    dtype = given.given(0)[0].dtype
     if stats is not None and dtype != torch.uint8:
         raise DataError(
             f"{what} gives {dtype}, the run was trained with pixels: whether these are normalised as in training cannot"

@@ -3,7 +3,7 @@
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from ondevice_trgl.data.records import Records, chunk_rows
+from ondevice_trgl.errors import DataError
 
 _WORK_BYTES = 1024 * 1024
 
@@ -72,6 +73,8 @@ class PixelStats:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    constant: bool = field(default=False, repr=False)
+    """No channel has more than one level."""
 
     def over(self, channels: int) -> "PixelStats":
         """Those of a single channel, repeated as the channel is; of more, as they are."""
@@ -128,6 +131,15 @@ class StoredSet(ImageSet):
         out.sub_(self._mean.to(out.device)).div_(self._std.to(out.device))
 
 
+def all_alike(what: str, count: int, *levels: float, kind: str = "pixel") -> DataError:
+    """The refusal of `count` training samples of which every pixel, in each channel, is that one level."""
+    level = f"{levels[0]:g}" if len(set(levels)) == 1 else ", ".join(f"{level:g}" for level in levels)
+    return DataError(
+        f"every {kind} of the {count} training samples of {what} is {level}: there is nothing to learn from",
+        hint="look at how they are made, read or scaled: whole numbers that should be fractions come out as 0",
+    )
+
+
 def pixel_stats(records: Records, slots: Tensor, stored: tuple[int, int, int]) -> PixelStats:
     """Mean and standard deviation a channel of those records, in one streaming pass over exact counts.
 
@@ -145,5 +157,6 @@ def pixel_stats(records: Records, slots: Tensor, stored: tuple[int, int, int]) -
     values, share = torch.arange(256, dtype=torch.float64), counts.double() / (len(slots) * pixels)
     mean = share @ values
     std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    return PixelStats(tuple(mean.tolist()), tuple(std.tolist()))
+    varied = std > 0
+    std = torch.where(varied, std, torch.ones_like(std))
+    return PixelStats(tuple(mean.tolist()), tuple(std.tolist()), constant=not bool(varied.any()))

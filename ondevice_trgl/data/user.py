@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib
-import operator
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ondevice_trgl.buffers import bytes_of
+from ondevice_trgl.data.classes import stated_classes
 from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.samples import Samples, extremes, is_whole
 from ondevice_trgl.data.splits import check_labels
 from ondevice_trgl.errors import DataError
 
@@ -23,37 +25,38 @@ _PROBES = 16
 class UserSet(ImageSet):
     """A map-style dataset of (tensor, int label), read sample by sample.
 
-    `positions` (int64) picks samples; `labels` (int64) are the labels at those. Inputs are delivered as float32 and
-    otherwise as they come: bytes become 0..1, nothing is normalised. `shape` may differ from the `given` one in
-    height and width (bilinear) and repeat a single channel. Whole numbers are delivered as they are where int64 is
-    asked for.
+    `positions` (int64) picks of `samples`, which are of one shape; `labels` (int64) are the labels at those. Inputs are
+    delivered as float32 and otherwise as they come: bytes become 0..1, nothing is normalised. `shape` may differ from
+    that of the samples in height and width (bilinear) and repeat a single channel. Whole numbers are delivered as they
+    are where int64 is asked for. Reading raises DataError, also for a label that is not in 0..num_classes-1.
     """
 
     def __init__(
         self,
-        dataset: Any,
+        samples: Samples,
         labels: Tensor,
         positions: Tensor,
         *,
-        given: tuple[int, ...],
         shape: tuple[int, ...],
         num_classes: int,
         whole: tuple[int, int] | None = None,
-        name: str = "dataset",
+        constant: float | None = None,
     ) -> None:
         super().__init__(labels, shape)
-        self.whole = whole if shape == given else None
-        self._dataset, self._positions, self._given = dataset, positions.tolist(), given
-        self._num_classes, self._name = num_classes, name
+        self.whole = whole if shape == samples.shape else None
+        self.constant = constant
+        self._samples, self._positions, self._num_classes = samples, positions.tolist(), num_classes
 
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
         labels = []
         for row, index in enumerate(indices):
             position = self._positions[index]
-            value, label = read_sample(self._dataset, position, self._given, name=self._name, dtype=out.dtype)
+            value, label = self._samples.read(position, out.dtype)
             if not 0 <= label < self._num_classes:
                 raise DataError(
-                    f"{self._name}: the label of sample {position} is {label}; expected 0..{self._num_classes - 1}"
+                    f"the label of sample {position} of {self._samples.name} is {label};"
+                    f" expected 0..{self._num_classes - 1}",
+                    hint="a label must be the same each time that its sample is read",
                 )
             if value.shape[1:] != self.shape[1:]:
                 value = interpolate(value[None], size=self.shape[1:], mode="bilinear", align_corners=False)[0]
@@ -62,92 +65,38 @@ class UserSet(ImageSet):
         return torch.tensor(labels, dtype=torch.int64)
 
 
-def read_sample(
-    dataset: Any, position: int, shape: tuple[int, ...] | None, *, name: str, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, int]:
-    """Sample `position` as (tensor, label): float32, bytes as 0..1; or whole numbers as they are, int64.
-
-    Raises DataError where it is no such pair, or not of `shape`.
-    """
-    value, number = _sample(dataset, position, shape, name=name)
-    if dtype == torch.int64:
-        if not _is_whole(value):
-            raise DataError(f"sample {position} of {name} is {value.dtype}; expected whole numbers, as in the others")
-        return value.to(dtype), number
-    scaled = value.to(torch.float32)
-    return (scaled / 255 if value.dtype == torch.uint8 else scaled), number
-
-
-def _is_whole(value: Tensor) -> bool:
-    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-
-
-def _sample(dataset: Any, position: int, shape: tuple[int, ...] | None, *, name: str) -> tuple[Tensor, int]:
-    """Sample `position` as it comes."""
-    where = f"sample {position} of {name}"
-    sample = dataset[position]
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise DataError(f"{where} is {_described(sample)}; expected a pair of (input tensor, label)")
-    value, label = sample
-    if not isinstance(value, Tensor):
-        raise DataError(
-            f"the input of {where} is {_described(value)}; expected a torch.Tensor",
-            hint="turn it into a tensor in the dataset, for example with a transform",
-        )
-    if shape is not None and tuple(value.shape) != shape:
-        raise DataError(
-            f"{where} has shape {_times(value.shape)}; expected {_times(shape)}, the shape of the first sample",
-            hint="bring all inputs to one shape in the dataset",
-        )
-    try:
-        number = operator.index(label)  # a whole number, also numpy's, and a tensor that holds one
-    except TypeError:
-        raise DataError(f"the label of {where} is {label!r}; expected a whole number") from None
-    return value, number
-
-
-def _described(value: Any) -> str:
-    length = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{length}"
-
-
-def _times(shape: Any) -> str:
-    return "x".join(map(str, shape)) or "a single number"
-
-
 class Scanned(NamedTuple):
     """What one pass over a dataset shows."""
 
     labels: Tensor
     """int64 (N,)"""
-    shape: tuple[int, ...]
     whole: tuple[int, int] | None
     """Lowest and highest number in the inputs, where all are whole."""
+    constant: float | None
+    """What every number in every input is, where they are all the same."""
 
 
-def scan(dataset: Any, *, name: str, shape: tuple[int, ...] | None = None) -> Scanned:
-    """Labels of a map-style dataset, shape and kind of its inputs, in one pass over every sample.
+def scan(samples: Samples) -> Scanned:
+    """Labels and kind of the inputs, in one pass over every sample.
 
-    Raises DataError where it is not map-style, is empty, or a sample is malformed or not of `shape`.
+    Raises DataError where one is malformed, or not of the shape of the others.
     """
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(
-            f"{name} is {_described(dataset)}; expected a map-style dataset, with __len__ and __getitem__",
-            hint="an iterable dataset has to be stored first",
-        )
-    if len(dataset) == 0:
-        raise DataError(f"{name} is empty; expected at least one sample")
-    labels = torch.empty(len(dataset), dtype=torch.int64)
+    labels = array("q")  # one by one: how many there are is known when they have been read
     lowest, highest, whole = 0, 0, True
-    for position in range(len(dataset)):
-        value, label = _sample(dataset, position, shape, name=name)
-        shape = tuple(value.shape)
-        labels[position] = label
-        whole = whole and _is_whole(value)
-        if whole and value.numel():
-            lowest, highest = min(lowest, int(value.min())), max(highest, int(value.max()))
-    assert shape is not None
-    return Scanned(labels, shape, (lowest, highest) if whole else None)
+    constant: float | None = None
+    for position in range(samples.count):
+        value, label = samples.given(position)
+        labels.append(label)
+        whole = whole and is_whole(value)
+        if whole:
+            least, most = extremes(value)
+            lowest, highest = min(lowest, least), max(highest, most)
+        if position == 0:
+            constant = float(value.flatten()[0])
+        if constant is not None and not bool((value == constant).all()):
+            constant = None
+    samples.check_count()
+    return Scanned(torch.tensor(labels, dtype=torch.int64), (lowest, highest) if whole else None, constant)
 
 
 def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = None) -> ImageSet:
@@ -158,36 +107,26 @@ def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = 
     """
     if isinstance(dataset, ImageSet):
         return dataset
-    labels, shape, whole = scan(dataset, name=name)
-    names = stated_classes(dataset)
+    samples = Samples(dataset, name=name)
+    labels, whole, constant = scan(samples)
+    names = stated_classes(dataset, name=name)
     if num_classes is None:
         num_classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, num_classes, what=name)
-    positions = torch.arange(len(labels))
+    assert samples.shape is not None
     known = UserSet(
-        dataset, labels, positions, given=shape, shape=shape, num_classes=num_classes, whole=whole, name=name
-    )
+        samples, labels, torch.arange(len(labels)),
+        shape=samples.shape, num_classes=num_classes, whole=whole, constant=constant,
+    )  # fmt: skip
     known.class_names = names
     return known
 
 
-def stated_classes(dataset: Any) -> tuple[str, ...] | None:
-    """Class names from the attribute `classes` or `num_classes` of the dataset or of the one it wraps."""
-    while dataset is not None:
-        classes, count = getattr(dataset, "classes", None), getattr(dataset, "num_classes", None)
-        if isinstance(classes, tuple | list) and classes:
-            return tuple(map(str, classes))
-        if isinstance(count, int) and count > 0:
-            return tuple(map(str, range(count)))
-        dataset = getattr(dataset, "dataset", None)
-    return None
-
-
-def fingerprint(dataset: Any, digest: "hashlib.blake2b", *, name: str) -> None:
+def fingerprint(samples: Samples, digest: "hashlib.blake2b") -> None:
     """Add some inputs to `digest`, unless reading them twice gives two answers (random augmentation)."""
-    step = max(1, len(dataset) // _PROBES)
-    some = range(0, len(dataset), step)[:_PROBES]
-    first, second = ([read_sample(dataset, position, None, name=name)[0] for position in some] for _ in range(2))
+    step = max(1, samples.count // _PROBES)
+    some = range(0, samples.count, step)[:_PROBES]
+    first, second = ([samples.read(position)[0] for position in some] for _ in range(2))
     if all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
         for value in first:
             digest.update(bytes_of(value.contiguous()))
@@ -196,17 +135,20 @@ def fingerprint(dataset: Any, digest: "hashlib.blake2b", *, name: str) -> None:
 def call_named(spec: str) -> Any:
     """What the callable named by `pkg.module:callable` returns; the working directory is searched as well.
 
-    Raises DataError where it cannot be imported, is not there, is not callable or fails.
+    Raises DataError where it cannot be imported, is not there, is not callable, fails or ends the program.
     """
     module_name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        ends = isinstance(error, SystemExit)
         raise DataError(
             f"{spec!r}: importing {module_name} failed: {type(error).__name__}: {error}",
-            hint="pkg.module must be importable from here",
+            hint="what it does as a program belongs under `if __name__ == '__main__':`"
+            if ends
+            else "pkg.module must be importable from here",
         ) from error
     finally:
         if here in sys.path:
@@ -219,5 +161,5 @@ def call_named(spec: str) -> Any:
         )
     try:
         return cast(Callable[[], Any], function)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{spec!r} failed: {type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ondevice_trgl.data.splits import SUBTRACT_ONE
 from ondevice_trgl.errors import DataError, NonFiniteError
 
 
@@ -110,6 +111,10 @@ def check_labels(labels: Tensor, classes: int, what: str) -> None:
     if len(labels) == 0:
         raise DataError(f"the {what} set is empty", hint="give it at least one sample of every class")
     low, high = int(labels.min()), int(labels.max())
+    if low == 1 and high == classes:
+        raise DataError(
+            f"the labels of the {what} set go from 1 to {classes}, expected 0 to {classes - 1}", hint=SUBTRACT_ONE
+        )
     if low < 0 or high >= classes:
         bad = low if low < 0 else high
         at = int((labels == bad).nonzero()[0])

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.classes import check_alike
+from ondevice_trgl.data.images import all_alike
+from ondevice_trgl.data.splits import check_zero_used
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.errors import DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
@@ -47,7 +50,9 @@ class Opened:
 def sources(train_set: Any, val_set: Any, test_set: Any) -> dict[str, Source]:
     """The splits that there are, ready to be read in batches. Raises DataError."""
     given = {"train": train_set, "val": val_set, "test": test_set}
-    return {name: image_set(split, name=f"{name} set") for name, split in given.items() if split is not None}
+    read = {name: image_set(split, name=f"{name} set") for name, split in given.items() if split is not None}
+    check_alike({f"{name} set": split.class_names for name, split in read.items()})
+    return dict(read)
 
 
 def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
@@ -65,6 +70,10 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
         check_labels(split.labels, chain.num_outputs, name)
+    if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
+        check_zero_used(train.labels, what="train set")
+    if (constant := getattr(train, "constant", None)) is not None:
+        raise all_alike("the train set", len(train.labels), constant, kind="number")
     check_ids(chain, data)
     return chain
 

@@ -19,6 +19,8 @@ def make():
     return held[0]
 def fails():
     raise KeyError("lost")
+def ends():
+    raise SystemExit(3)
 nothing = 3
 """
 
@@ -44,6 +46,7 @@ class Noisy(Pairs):
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """load(returned, **asked): load_data of a callable that returns it, found in the working directory."""
     (tmp_path / "brought.py").write_text(MODULE)
+    (tmp_path / "program.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "brought", raising=False)
 
@@ -90,12 +93,12 @@ def test_resizing_and_repeating_work_on_images_only(load: Any) -> None:
 
 
 def test_bytes_become_fractions(load: Any) -> None:
-    data = load(Pairs(*[(torch.full((1, 2, 2), 255, dtype=torch.uint8), i % 2) for i in range(10)]))
-    assert data.train[0][0].max() == 1
+    data = load(Pairs(*[(torch.tensor([[[0, 51], [102, 255]]], dtype=torch.uint8), i % 2) for i in range(10)]))
+    assert torch.equal(data.train[0][0], torch.tensor([[[0.0, 0.2], [0.4, 1.0]]]))
 
 
 def test_classes_come_from_the_dataset_also_through_a_subset(load: Any) -> None:
-    named = TensorDataset(torch.zeros(20, 1, 2, 2), torch.arange(20) % 2)
+    named = TensorDataset(torch.arange(80.0).view(20, 1, 2, 2), torch.arange(20) % 2)
     named.classes = ["no", "yes", "unsure"]  # type: ignore[attr-defined]
     assert load(Subset(named, range(15))).class_names == ("no", "yes", "unsure")
 
@@ -129,6 +132,9 @@ def test_a_validation_label_that_train_does_not_have_is_refused(load: Any) -> No
         (iter([1]), "expected a map-style dataset"),
         ((images(3),) * 4, "returned 4 datasets"),
         ((), "returned 0 datasets"),
+        ({"train": images(9), "val": images(9)}, r"returned a dict; expected a dataset or \(train, val"),
+        ([images(9), images(9)], "sample 0 of brought:make .train. is a Pairs; expected a pair"),
+        ((torch.zeros(9, 2), torch.zeros(9)), "is a Tensor; expected a pair"),
     ],
 )
 def test_what_is_no_dataset_is_refused(load: Any, returned: Any, message: str) -> None:
@@ -143,6 +149,8 @@ def test_what_is_no_dataset_is_refused(load: Any, returned: Any, message: str) -
         ("brought:absent", "has no callable 'absent'"),
         ("brought:nothing", "has no callable 'nothing'"),
         ("brought:fails", "failed: KeyError: 'lost'"),
+        ("brought:ends", "failed: SystemExit: 3"),
+        ("program:make", "importing program failed: SystemExit: 0\n  hint: what it does as a program belongs under"),
     ],
 )
 def test_a_callable_that_cannot_be_called_is_said(load: Any, name: str, message: str) -> None:
@@ -154,7 +162,7 @@ def test_a_callable_that_cannot_be_called_is_said(load: Any, name: str, message:
 
 def test_the_digest_follows_pixels_but_not_augmentation(load: Any) -> None:
     def changed(value: float) -> Pairs:
-        return Pairs(*[(torch.full((1, 4, 4), value), i % 2) for i in range(20)])
+        return Pairs(*[(torch.full((1, 4, 4), value + i), i % 2) for i in range(20)])
 
     assert load(changed(1)).digest == load(changed(1)).digest != load(changed(2)).digest
     noisy = Noisy(*changed(1).samples)
@@ -182,5 +190,68 @@ def test_a_label_that_changes_while_reading_is_checked() -> None:
     dataset = Turning(*range(4))
     wrapped = image_set(dataset)
     dataset.turned = True
-    with pytest.raises(DataError, match=r"sample 3 is 9; expected 0\.\.1"):
+    with pytest.raises(DataError, match=r"sample 3 of dataset is 9; expected 0\.\.1"):
         wrapped[3]
+
+
+def stating(names: list[str], count: int = 20) -> Pairs:
+    dataset = images(count)
+    dataset.classes = names  # type: ignore[attr-defined]
+    return dataset
+
+
+def test_classes_of_the_sets_are_compared_by_name(load: Any) -> None:
+    names = ["cat", "dog", "owl"]
+    assert load((stating(names), stating(names))).class_names == ("cat", "dog", "owl")
+    assert load((stating(names), images(9))).class_names == ("cat", "dog", "owl")
+    with pytest.raises(
+        DataError, match=r"\(val\) has the classes of brought:make \(train\) in another order: dog, cat"
+    ):
+        load((stating(names), stating(["dog", "cat", "owl"])))
+    with pytest.raises(DataError, match=r"\(test\) has classes that brought:make \(train\) has not: emu"):
+        load((stating(names), stating(names), stating(["cat", "emu", "owl"])))
+
+
+def test_labels_from_one_are_refused_unless_class_0_is_stated(load: Any) -> None:
+    from_one = Pairs(*[(torch.full((1, 4, 4), float(i)), i % 3 + 1) for i in range(30)])
+    with pytest.raises(DataError, match=r"\(train\): labels go from 1 to 3, expected 0 to 2") as caught:
+        load(from_one)
+    assert "subtract 1" in caught.value.hint
+    assert "`num_classes` (= 4)" in caught.value.hint
+    from_one.num_classes = 4  # type: ignore[attr-defined]
+    assert load(from_one).num_classes == 4
+    from_one.num_classes = 3  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"\(train\): labels go from 1 to 3, expected 0 to 2"):
+        load(from_one)
+    assert load((images(30), Pairs(*from_one.samples[:2]))).num_classes == 3  # a val set may lack class 0
+
+
+def test_a_label_that_would_make_millions_of_classes_is_refused_unless_they_are_stated(load: Any) -> None:
+    wild = Pairs(*images(20).samples, (torch.zeros(1, 4, 4), 10**12))
+    with pytest.raises(DataError, match=r"\(train\): the highest label is 1000000000000, of 21 samples"):
+        load(wild)
+
+
+def test_the_split_of_own_data_respects_classes_and_says_what_was_given(load: Any) -> None:
+    data = load(images(60))
+    for part, each in ((data.train, 16), (data.val, 2), (data.test, 2)):
+        assert torch.bincount(part.labels).tolist() == [each] * 3
+    with pytest.raises(DataError, match=r"brought:make has 3 samples in 3 classes: the smallest, cat, has 1; too few"):
+        load(stating(["cat", "dog", "owl"], 3))
+    with pytest.raises(DataError, match=r"train limit of 2 leaves some of the 3 classes of brought:make, which has 60"):
+        load(images(60), train_limit=2)
+
+
+def test_uneven_classes_are_in_the_description(load: Any) -> None:
+    uneven = Pairs(*[(torch.full((1, 4, 4), float(i)), int(i < 4)) for i in range(40)])
+    uneven.classes = ["cat", "dog"]  # type: ignore[attr-defined]
+    told = "; 3 to 29 samples a class (smallest dog, largest cat; --balance draws all classes equally often)"
+    assert load(uneven).description.endswith(told)
+    assert "samples a class" not in load(images(40)).description
+
+
+def test_inputs_that_are_all_the_same_are_refused(load: Any) -> None:
+    grey = Pairs(*[(torch.full((1, 4, 4), 7, dtype=torch.uint8), i % 2) for i in range(20)])
+    with pytest.raises(DataError, match=r"every number of the 20 training samples of brought:make \(train\) is 7"):
+        load(grey)
+    assert len(load((images(20), grey)).val) == 20
