@@ -27,6 +27,7 @@ LR_SCHEDULES = ("cosine", "constant")
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
+ORIENTATIONS = ("exif", "stored")
 BASELINES = ("auto", "measure", "skip")
 
 
@@ -40,6 +41,8 @@ class Workload(Checked):
     """Dataset name, `folder:PATH`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
     image_size: int | None = setting(None, checks.int_from(1, optional=True))
     """Side of the square that images are resized to; None keeps the dataset's own."""
+    orientation: str = setting("exif", checks.one_of(*ORIENTATIONS))
+    """Of picture files: exif turns them upright as the file says; stored leaves the pixels as they lie in it."""
     data_root: str | Path | None = setting(None, checks.path)
     """Where dataset files are looked for first."""
     train_limit: int | None = setting(None, checks.int_from(1, optional=True))

@@ -6,7 +6,7 @@ Nothing here imports torch until the model is staged and the plan is made: until
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.job import Job
 from ondevice_trgl.policy import Stated
-from ondevice_trgl.processes import Ask, answer, ask
+from ondevice_trgl.processes import Ask, Told, answer, ask
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.run_dir import RECORD, RunDir, read_json
 from ondevice_trgl.setup.steps import set_up, settled, staging_folder
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from ondevice_trgl.run.callbacks import Callback
 
 
-def plan_job(job: Job, *, ask: Ask = ask) -> Report:
-    """What `train_job` would do; a report with status "planned". Raises BudgetInfeasibleError and other TrglErrors."""
+def plan_job(job: Job, *, ask: Ask = ask, told: Told | None = None) -> Report:
+    """What `train_job` would do; a report with status "planned". Raises BudgetInfeasibleError and other TrglErrors.
+
+    `told` is given how far it is with decoding pictures.
+    """
     with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
-        set_up(job.within(*budget), folder, ask, weights=False)
+        set_up(job.within(*budget), folder, ask, weights=False, told=told)
         return read_report(folder)
 
 
@@ -35,16 +38,17 @@ def train_job(
     callbacks: "Sequence[Callback]" = (),
     *,
     ask: Ask = ask,
-    told: Callable[[str], None] = lambda line: None,
+    told: Told | None = None,
 ) -> Report:
     """Stage, plan, train, measure the baselines, write the report; status completed or paused. Raises TrglError.
 
-    `told` is given what the data turned out to be, before training starts.
+    `told` is given how far it is with decoding pictures, and what the data turned out to be, before training starts.
     """
     RunDir.check(job.run_dir, force=job.force)
     with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
-        set_up(job.within(*budget), folder, ask)
-        told(str(read_json(folder / RECORD).get("subject", {}).get("description", "")))
+        set_up(job.within(*budget), folder, ask, told=told)
+        if told is not None:
+            told(f"data: {read_json(folder / RECORD).get('subject', {}).get('description', '')}")
         RunDir.adopt(folder, job.run_dir, force=job.force)
     return resume_job(job.run_dir, callbacks)
 

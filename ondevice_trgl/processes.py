@@ -4,19 +4,23 @@ Each request has a name; the module behind it is run as `python -m` would, in a 
 stdin and prints one JSON answer.
 """
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from ondevice_trgl.errors import ProcessDiedError, TrglError, from_record, to_record
 
 REQUESTS = {
+    "prepare": "ondevice_trgl.data.prepare_child",
     "stage": "ondevice_trgl.setup.staging",
     "plan": "ondevice_trgl.setup.planning",
     "baseline": "ondevice_trgl.baseline",
@@ -25,26 +29,43 @@ REQUESTS = {
 """What can be asked, and of which module; nothing else is ever run."""
 _LEAN = "ondevice_trgl.device.lean"
 
-Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
-"""Name and request to answer, as `ask`."""
+_TELLING = "\x1d"
+"""Begins a line on stderr that is for whoever asked."""
+
+Ask = Callable[..., dict[str, Any]]
+"""Name and request to answer, and what else `ask` takes."""
+Told = Callable[[str], None]
+"""Is given a line for people."""
 
 
 def ask(
-    name: str, request: dict[str, Any], *, environment: Mapping[str, str] | None = None, lean: bool = True
+    name: str,
+    request: dict[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    lean: bool = True,
+    files: Sequence[int] = (),
+    told: Told | None = None,
 ) -> dict[str, Any]:
     """The answer to the request `name`. Raises the TrglError that the process raised, and ProcessDiedError.
 
     `environment` is that of the process instead of this one's; one that is not `lean` imports as any other does.
+    `files` are descriptors that it has too; `told` is given, by another thread, each line that it says by `tell`.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", *([_LEAN] if lean else []), REQUESTS[name]],
-        input=json.dumps(request),
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    command = [sys.executable, "-m", *([_LEAN] if lean else []), REQUESTS[name]]
+    with contextlib.nullcontext() if told is None else _Heard(told) as heard:
+        done = subprocess.run(
+            command,
+            input=json.dumps(request),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if heard is None else heard.stream,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            pass_fds=files,
+        )
+    said = done.stderr if heard is None else heard.words
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         answer = json.loads(lines[-1])
@@ -52,15 +73,46 @@ def ask(
         if "error" in answer:
             raise from_record(answer["error"])
         return answer
-    words = done.stderr.strip().splitlines()
+    words = said.strip().splitlines()
     last = words[-1] if words else f"the process ended with status {done.returncode}"
     died = ProcessDiedError(
         f"the {name} process failed: {last}",
         returncode=done.returncode,
         hint="killed for want of memory, most likely" if done.returncode == -9 else "",
     )
-    died.add_note(done.stderr)
+    died.add_note(said)
     raise died
+
+
+class _Heard:
+    """The stderr of a process, read line by line as it comes: `words`, but what it tells goes to `told`."""
+
+    def __init__(self, told: Told) -> None:
+        self.words = ""
+        self._told = told
+        here, self.stream = os.pipe()
+        self._thread = threading.Thread(target=self._read, args=(here,), name="trgl-ask", daemon=True)
+
+    def __enter__(self) -> "_Heard":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        os.close(self.stream)
+        self._thread.join()
+
+    def _read(self, here: int) -> None:
+        with os.fdopen(here, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if not line.startswith(_TELLING):
+                    self.words += line
+                else:
+                    self._told(line[len(_TELLING) :].rstrip("\n"))
+
+
+def tell(line: str) -> None:
+    """Say `line` to whoever asked this process."""
+    print(f"{_TELLING}{line}", file=sys.stderr, flush=True)  # noqa: T201 -- the stream between the two
 
 
 def why_not(error: TrglError) -> tuple[str, str]:

@@ -24,6 +24,7 @@ def load_bundle(
         workload.data,
         root=None if workload.data_root is None else Path(workload.data_root),
         image_size=workload.image_size,
+        orientation=workload.orientation,
         train_limit=workload.train_limit,
         channels=needs_channels(workload.model),
         seed=seed,

@@ -9,6 +9,7 @@ import torch
 
 import ondevice_trgl
 from ondevice_trgl import jobs
+from ondevice_trgl.data import prepare_child
 from ondevice_trgl.device.limit import NoLimit
 from ondevice_trgl.errors import TrglError, from_record, to_record
 from ondevice_trgl.run.guards import global_state_kept
@@ -20,7 +21,7 @@ def _through_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def ask_here(name: str, request: dict[str, Any]) -> dict[str, Any]:
+def ask_here(name: str, request: dict[str, Any], **_: Any) -> dict[str, Any]:
     """`processes.ask`, answered by this process. Requests, answers and errors pass through JSON.
 
     The budget is measured and not enforced: a limit would be that of the process that runs the tests.
@@ -29,7 +30,9 @@ def ask_here(name: str, request: dict[str, Any]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch, global_state_kept(torch.get_num_threads()):
         patch.setattr(helper, "limit_for", lambda device: NoLimit())
         try:
-            if name == "stage":
+            if name == "prepare":
+                answer = prepare_child.prepare(values)
+            elif name == "stage":
                 answer = staging._stage(StageRequest.from_dict(values))
             else:
                 answer = planning._plan(PlanRequest.from_dict(values))

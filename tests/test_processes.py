@@ -156,3 +156,21 @@ def test_what_has_no_name_is_not_run() -> None:
 @pytest.mark.parametrize("module", sorted(processes.REQUESTS.values()))
 def test_every_request_has_a_module(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
+
+
+def test_what_is_told_on_the_way_comes_as_it_is_said_and_is_no_last_word(answering: Answering) -> None:
+    lines: list[str] = []
+    before = "from ondevice_trgl.processes import tell"
+    work = "tell('half of größe')\nprint('noise', file=sys.stderr)\ntell('all')\nreturn {'done': True}"
+    assert answering(work, before=before, told=lines.append) == {"done": True}
+    assert lines == ["half of größe", "all"]
+    work = "print('it broke', file=sys.stderr)\ntell('half')\nsys.stderr.flush()\nos._exit(3)"
+    with pytest.raises(ProcessDiedError, match="the child process failed: it broke"):
+        answering(work, before=before, told=lines.append)
+    assert lines[2:] == ["half"]
+
+
+def test_a_file_that_is_handed_on_can_be_written(answering: Answering, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        answering(f"os.write({file.fileno()}, b'written')\nreturn {{'done': 1}}", files=[file.fileno()])
+    assert (tmp_path / "out").read_bytes() == b"written"

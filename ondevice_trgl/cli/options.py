@@ -86,6 +86,10 @@ _declare(
     _P, "data", str, "--data NAME", "Dataset, folder:PATH, synthetic:CxHxW:CLASSES:N, or your own pkg.module:callable."
 )
 _declare(_P, "image_size", int, "--image-size N", "Resize images to N x N. (default: as they are)")
+_declare(
+    _P, "orientation", str, "--orientation", "Picture files upright as their EXIF says, or as stored.",
+    choices=config.ORIENTATIONS,
+)  # fmt: skip
 _declare(_P, "data_root", str, "--data-root PATH", "Where to look for dataset files first.")
 _declare(_P, "train_limit", int, "--train-limit N", "Use at most N training samples.")
 _declare(_P, "weights", str, "--weights FILE", "Start from a state dict: safetensors, or of torch.save.")

@@ -19,9 +19,10 @@ def run_plan(shell: Shell, given: dict[str, Any]) -> int:
         shell.note("\n".join(plain(settings)))
     from ondevice_trgl import jobs
 
-    if given["progress"] != "none":
+    told = None if shell.quiet or given["progress"] == "none" else shell.note
+    if told is not None:
         shell.note(f"planning {resolved.workload.model} on {resolved.workload.data} within {resolved.config.budget}")
-    report = jobs.plan_job(make_job(given, resolved, command=shell.command))
+    report = jobs.plan_job(make_job(given, resolved, command=shell.command), told=told)
     if not shell.json and settings:
         shell.lines([*settings, ()])
     show(shell, report)

@@ -26,8 +26,7 @@ def run_train(shell: Shell, given: dict[str, Any]) -> int:
             f"into {job.run_dir}"
         )
     with PauseOnSignal() as signals, make_progress(given["progress"], shell) as progress:
-        quiet = given["progress"] == "none"
-        told = (lambda line: None) if quiet else (lambda line: shell.note(f"data: {line}"))
+        told = None if shell.quiet or given["progress"] == "none" else shell.note
         report = jobs.train_job(job, callbacks=(signals, progress), told=told)
     show(shell, report)
     return exit_code(report, signum=signals.signum)

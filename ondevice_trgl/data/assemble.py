@@ -12,7 +12,7 @@ from ondevice_trgl.data.bundle import Asked, DataBundle
 from ondevice_trgl.data.classes import check_alike, numbered_classes, stated_classes
 from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet, all_alike, pixel_stats
 from ondevice_trgl.data.preprocessing import BILINEAR, NONE, Preprocessing
-from ondevice_trgl.data.records import Records, keep_records
+from ondevice_trgl.data.records import IN_MEMORY_BYTES, Records, hash_records, keep_records
 from ondevice_trgl.data.samples import Samples, described
 from ondevice_trgl.data.source import Part, Source
 from ondevice_trgl.data.splits import check_labels, check_zero_used, tenth
@@ -66,19 +66,25 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
 def _keep(
     part: Part, positions: Mapping[str, Tensor], stored: tuple[int, int, int], asked: Asked, digest: "hashlib.blake2b"
 ) -> dict[str, _Kept]:
-    """Keep the records at all those positions of `part`, once; where they lie, for each split."""
+    """Keep the records at all those positions of `part`, once; where they lie, for each split.
+
+    Many that lie in a file already stay there.
+    """
     wanted = torch.cat(list(positions.values())).sort().values
-    records = keep_records(
-        part.stream(), wanted, stored[0] * stored[1] * stored[2], scratch_dir=asked.scratch_dir, digest=digest
-    )
-    kept = {
-        name: _Kept(records, torch.searchsorted(wanted, chosen), part.labels[chosen])
-        for name, chosen in positions.items()
-    }
-    for name, split in kept.items():
+    record_bytes = stored[0] * stored[1] * stored[2]
+    stay = part.records is not None and len(wanted) * record_bytes > IN_MEMORY_BYTES
+    if part.records is not None and stay:
+        records = part.records()
+        hash_records(records, wanted, record_bytes, digest)
+    else:
+        records = keep_records(part.stream(), wanted, record_bytes, scratch_dir=asked.scratch_dir, digest=digest)
+    kept = {}
+    for name, chosen in positions.items():
+        slots, labels = torch.searchsorted(wanted, chosen), part.labels[chosen]
         digest.update(name.encode())
-        digest.update(bytes_of(split.slots))
-        digest.update(bytes_of(split.labels))
+        digest.update(bytes_of(slots))
+        digest.update(bytes_of(labels))
+        kept[name] = _Kept(records, chosen if stay else slots, labels)
     return kept
 
 

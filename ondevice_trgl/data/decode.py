@@ -16,7 +16,6 @@ from ondevice_trgl.errors import DataError
 if TYPE_CHECKING:
     from types import ModuleType
 
-ORIENTATIONS = ("exif", "stored")
 _PLAIN_PIXELS = 1 << 20
 """Pictures of at most so many pixels are converted, turned and scaled whole."""
 _STRIP_PIXELS = 1 << 19
@@ -55,19 +54,29 @@ class TooLargeError(Exception):
         self.size, self.takes = size, takes
 
 
-def decode(path: Path, fit: Fit, most_bytes: int | None = None) -> bytes:
+def decode(path: Path, fit: Fit) -> bytes:
     """The picture in `path`: C x H x W, uint8, channel after channel. Raises DataError naming the file.
 
     It is cropped in the middle to the shape of `fit`, then scaled (bilinear). Alpha is dropped, of an animation the
-    first picture counts, levels of 16 bits and floats from 0 to 1 are scaled to 8 bits. With `most_bytes`, raises
-    TooLargeError before it decodes what takes more.
+    first picture counts, levels of 16 bits and floats from 0 to 1 are scaled to 8 bits.
     """
+    return decode_within(path, fit, None)[0]
+
+
+def decode_within(path: Path, fit: Fit, most_bytes: int | None) -> tuple[bytes, int]:
+    """As `decode`, and what it took at most. Raises TooLargeError for what takes more than `most_bytes`, undecoded."""
     with _opened(path, fit) as (pil, image, size):
         takes = _takes(image, size, fit, path.stat().st_size)
         if most_bytes is not None and takes > most_bytes:
             raise TooLargeError(size, takes)
         fitted = _fitted(pil, image, fit)
-        return b"".join(band.tobytes() for band in fitted.split())
+        return b"".join(band.tobytes() for band in fitted.split()), takes
+
+
+def size_of(path: Path, fit: Fit) -> tuple[int, int]:
+    """Width and height as they are stored. Raises DataError naming the file."""
+    with _opened(path, fit) as (_, _, size):
+        return size
 
 
 def decode_bytes(path: Path, fit: Fit) -> int:

@@ -1,14 +1,16 @@
 """Pictures in folders, or named one by one, as datasets: one sub-folder a class. What counts is in listing.py."""
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.data.decode import Fit, decode
+from ondevice_trgl.data.decode import Fit
 from ondevice_trgl.data.listing import (
     Labelled,
     Pictures,
@@ -21,10 +23,13 @@ from ondevice_trgl.data.listing import (
     said_of,
     shown,
 )
+from ondevice_trgl.data.pictures import fit_for
+from ondevice_trgl.data.prepared import find, key_of
 from ondevice_trgl.data.preprocessing import CENTER_CROP
+from ondevice_trgl.data.records import FileRecords, open_scratch, stream_file
 from ondevice_trgl.data.source import Part, Source
-
-DEFAULT_SIZE = 64
+from ondevice_trgl.device.start import plain_environment
+from ondevice_trgl.processes import ask
 
 
 @dataclass(frozen=True)
@@ -39,22 +44,27 @@ class Found:
     part: Part
 
 
-def image_folder(path: Path, image_size: int | None, orientation: str = "exif") -> Source:
+def image_folder(
+    path: Path, image_size: int | None, orientation: str = "exif", *, scratch_dir: Path | None = None
+) -> Source:
     """Class folders under `path`, or under its train folder and, where they are there, those of val and test.
 
     Images become RGB (alpha is dropped, of animations the first picture counts, grey levels of 16 bits are scaled),
     upright as their EXIF orientation says (unless `orientation` is stored), cropped in the middle to a square and
-    scaled to `image_size` (default DEFAULT_SIZE), one at a time. Raises DataError where there is no folder, no class
-    folder or no image of a class; a file that is no image is an error when its turn comes, one with another suffix is
-    left out and counted.
+    scaled to `image_size` (default DEFAULT_SIZE). Another process does that when the first is asked for, and keeps the
+    outcome in the user's cache folder; where that cannot be, in a file without a name in `scratch_dir`. Raises
+    DataError where there is no folder, no class folder or no image of a class; a file that is no image is an error when
+    its turn comes, one with another suffix is left out and counted.
     """
-    return picture_source(pictures_in(path), image_size, orientation)
+    return picture_source(pictures_in(path), image_size, orientation, scratch_dir=scratch_dir)
 
 
-def picture_source(pictures: Pictures, image_size: int | None, orientation: str = "exif") -> Source:
+def picture_source(
+    pictures: Pictures, image_size: int | None, orientation: str = "exif", *, scratch_dir: Path | None = None
+) -> Source:
     """Pictures that were listed, as a dataset; see `image_folder`."""
-    size = image_size if image_size is not None else DEFAULT_SIZE
-    fit, splits = Fit(3, size, size, orientation), pictures.splits
+    fit, splits = fit_for(image_size, orientation), pictures.splits
+    size = fit.height
     stored = ", as stored" if orientation == "stored" else ""
     return Source(
         origin=f"{pictures.origin} cropped to squares of {size}x{size}{stored}"
@@ -63,9 +73,9 @@ def picture_source(pictures: Pictures, image_size: int | None, orientation: str 
         class_names=pictures.class_names,
         resize=CENTER_CROP,
         orientation=orientation,
-        train=_part(splits["train"], fit),
-        val=(lambda: _part(splits["val"], fit)) if "val" in splits else None,
-        test=(lambda: _part(splits["test"], fit)) if "test" in splits else None,
+        train=_part(splits["train"], fit, scratch_dir),
+        val=(lambda: _part(splits["val"], fit, scratch_dir)) if "val" in splits else None,
+        test=(lambda: _part(splits["test"], fit, scratch_dir)) if "test" in splits else None,
     )
 
 
@@ -104,13 +114,38 @@ def picture_files(paths: Sequence[Path], fit: Fit) -> Found:
     )
 
 
-def _part(files: Labelled, fit: Fit) -> Part:
-    def stream() -> Iterator[Tensor]:
-        record = torch.empty(1, fit.record_bytes, dtype=torch.uint8)
-        view = bytes_of(record)
-        for path, _ in files:
-            view[:] = decode(path, fit)
-            yield record
-        view.release()
+def _part(files: Labelled, fit: Fit, scratch_dir: Path | None = None) -> Part:
+    paths = [path for path, _ in files]
 
-    return Part(torch.tensor([label for _, label in files], dtype=torch.int64), stream)
+    def stream() -> Iterator[Tensor]:
+        with _prepared(paths, fit, scratch_dir) as file:
+            yield from stream_file(file, len(paths), fit.record_bytes, what="the prepared file of the pictures")
+
+    return Part(
+        torch.tensor([label for _, label in files], dtype=torch.int64),
+        stream,
+        lambda: FileRecords(_prepared(paths, fit, scratch_dir), fit.record_bytes),
+    )
+
+
+def _prepared(files: Sequence[Path], fit: Fit, scratch_dir: Path | None) -> BinaryIO:
+    """The records of `files`, one after another: what was prepared before, else prepared now by another process.
+
+    Raises DataError for what is no picture, StorageError.
+    """
+    key, count = key_of(files, fit), len(files)
+    request: dict[str, Any] = {"fit": vars(fit), "files": [str(path) for path in files]}
+    environment = {**plain_environment(os.environ), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    file = find(key, count, fit.record_bytes)
+    if file is None and ask("prepare", request, environment=environment)["stored"]:
+        file = find(key, count, fit.record_bytes)
+    if file is None:  # the cache folder cannot be written, or has no room
+        file = open_scratch(scratch_dir)
+        try:
+            request["output"] = file.fileno()
+            ask("prepare", request, environment=environment, files=[file.fileno()])
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+    return file

@@ -157,6 +157,15 @@ def keep_records(
     return FileRecords(file, record_bytes)
 
 
+def hash_records(records: Records, wanted: Tensor, record_bytes: int, digest: "hashlib.blake2b") -> None:
+    """Take the records at the positions `wanted` into `digest`, as `keep_records` does. Memory: a chunk."""
+    buffer = torch.empty(min(chunk_rows(record_bytes), max(len(wanted), 1)), record_bytes, dtype=torch.uint8)
+    for piece in torch.split(wanted, len(buffer)):
+        rows = buffer[: len(piece)]
+        records.read(piece.tolist(), rows)
+        digest.update(bytes_of(rows))
+
+
 def _select(stream: Iterable[Tensor], wanted: Tensor, digest: "hashlib.blake2b | None") -> Iterator[tuple[int, Tensor]]:
     """The wanted rows of each chunk, contiguous, with the slot of the first."""
     start = slot = 0

@@ -8,11 +8,12 @@ from ondevice_trgl.data import synthetic
 from ondevice_trgl.data.assemble import assemble, assemble_user
 from ondevice_trgl.data.bundle import Asked
 from ondevice_trgl.data.bundle import DataBundle as DataBundle
-from ondevice_trgl.data.folders import Found, holdout_folder, image_folder, picture_files
+from ondevice_trgl.data.folders import Found, holdout_folder, picture_files, picture_source
 from ondevice_trgl.data.holdout import FilesToTell, Holdout, as_trained, fit_of, pictures, stats_of, user_holdout
 from ondevice_trgl.data.idx import fashion_mnist
 from ondevice_trgl.data.images import ImageSet as ImageSet
 from ondevice_trgl.data.packaged import digits, mnist5k
+from ondevice_trgl.data.pictures import is_pictures, pictures_named
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.source import Source
 from ondevice_trgl.data.user import call_named
@@ -40,6 +41,7 @@ def load_data(
     seed: int = 0,
     scratch_dir: Path | None = None,
     download: bool = False,
+    orientation: str = "exif",
     known: Preprocessing | None = None,
 ) -> DataBundle:
     """Find, split and prepare the dataset `name`.
@@ -49,8 +51,9 @@ def load_data(
     training samples, evenly over the classes, and a fifth as many (at least 100) for validation. `seed` decides which
     samples are carved off for validation and test, where the dataset has no such parts of its own, and makes
     `synthetic:` images. Records of more than 8 MB go to an unnamed file in `scratch_dir` (None: the system's temporary
-    folder, which may be RAM). The network is used only with `download`, and only by the torchvision datasets. Pixels
-    are normalised by mean and spread of `known`, or else of what is trained on.
+    folder, which may be RAM). The network is used only with `download`, and only by the torchvision datasets. Picture
+    files are turned upright as they say, unless `orientation` is stored; what they were decoded to is kept in the
+    user's cache folder. Pixels are normalised by mean and spread of `known`, or else of what is trained on.
 
     Raises UnknownNameError for a name that does not exist, DataError for data that is absent, empty or malformed,
     StorageError where the records cannot be written.
@@ -59,7 +62,7 @@ def load_data(
         if value is not None and value < 1:
             raise DataError(f"{what} is {value}; expected a whole number of at least 1")
     asked = Asked(name, image_size, train_limit, channels, seed, scratch_dir)
-    source = _source(asked, root, download)
+    source = _source(asked, root, download, orientation)
     if source is None:
         return assemble_user(call_named(name), asked)
     return assemble(source, asked, None if known is None else stats_of(known, name))
@@ -110,10 +113,10 @@ def load_pictures(paths: Sequence[Path], known: Preprocessing, *, scratch_dir: P
     return FilesToTell(found.files, pictures(found.part, known, Asked(what, scratch_dir=scratch_dir)), found.origin)
 
 
-def _source(asked: Asked, root: Path | None, download: bool) -> Source | None:
+def _source(asked: Asked, root: Path | None, download: bool, orientation: str = "exif") -> Source | None:
     """The dataset as found; None where the name is a callable of the caller's."""
     name = asked.name
-    kind, colon, rest = name.partition(":")
+    kind, colon, _ = name.partition(":")
     if name == "digits":
         return digits()
     if name == "mnist5k":
@@ -124,10 +127,8 @@ def _source(asked: Asked, root: Path | None, download: bool) -> Source | None:
         return vision_dataset(name, root, download=download, scratch_dir=asked.scratch_dir)
     if kind == "synthetic":
         return synthetic.synthetic(name, asked.seed)
-    if kind == "folder":
-        if not rest:
-            raise DataError(f"{name!r} names no folder; expected folder:PATH", hint="for example folder:pictures/birds")
-        return image_folder(Path(rest).expanduser(), asked.image_size)
+    if is_pictures(name):
+        return picture_source(pictures_named(name), asked.image_size, orientation, scratch_dir=asked.scratch_dir)
     if colon and _CALLABLE.fullmatch(name):
         return None
     raise UnknownNameError("dataset", name, [*_NAMES, *_FORMS])

@@ -1,11 +1,18 @@
-"""What a reader of a dataset hands to the registry: labels at once, images as a stream."""
+"""What a reader of a dataset hands to the registry: labels at once, images as a stream.
+
+Imports no torch: the process that prepares pictures has the folders from here.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ondevice_trgl.data.records import Records
 
 from ondevice_trgl.data.preprocessing import NONE
 
@@ -16,11 +23,13 @@ DATA_DIR_VARIABLE = "ONDEVICE_TRGL_DATA"
 class Part:
     """One official part of a dataset. `labels` int64 (N,); `stream()` gives its N records in order.
 
-    Records come as chunks of uint8 (n, C*H*W); a chunk may be overwritten by the next one.
+    Records come as chunks of uint8 (n, C*H*W); a chunk may be overwritten by the next one. Where they lie in a file
+    already, `records()` reads them there, by their position.
     """
 
-    labels: Tensor
-    stream: Callable[[], Iterable[Tensor]]
+    labels: "Tensor"
+    stream: Callable[[], "Iterable[Tensor]"]
+    records: "Callable[[], Records] | None" = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Stage and plan, asked of short-lived processes: what building and planning take is gone before training starts.
+"""Prepare pictures, stage and plan, asked of short-lived processes: what those take is gone before training starts.
 
 Imports no torch: until the plan is made, the process that will train is small.
 """
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import tempfile
@@ -12,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.pictures import fit_for, is_pictures
 from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.start import plain_environment
 from ondevice_trgl.device.tree import process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
-from ondevice_trgl.processes import Ask, ask
+from ondevice_trgl.processes import Ask, Told, ask
 from ondevice_trgl.run.run_dir import SCRATCH, scratch_beside
 from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
 
@@ -48,8 +51,7 @@ def settled(config: TrainConfig) -> Iterator[tuple[TrainConfig, str, str]]:
 
     A refusal inside names the container's limit, where that is in the way. The budget of a GPU stays as it is.
     """
-    gpu = config.device == "auto" and Path("/dev/nvidiactl").exists()  # without torch, which would tell for certain
-    if config.budget is None or gpu or config.device.startswith("cuda"):
+    if config.budget is None or _on_gpu(config):
         yield config, "", ""
         return
     allowance = Allowance(config.budget)
@@ -59,14 +61,21 @@ def settled(config: TrainConfig) -> Iterator[tuple[TrainConfig, str, str]]:
         raise allowance.refused(refusal) from refusal
 
 
-def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True) -> None:
+def _on_gpu(config: TrainConfig) -> bool:
+    """Whether the budget is that of a GPU. Without torch, which would tell for certain."""
+    return config.device.startswith("cuda") or (config.device == "auto" and Path("/dev/nvidiactl").exists())
+
+
+def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True, told: Told | None = None) -> None:
     """Stage and plan `job` in `folder`; without `weights`, for the plan alone. Raises TrglError.
+
+    Pictures are decoded first, where that was not done before; `told` is given lines about it.
 
     A BudgetInfeasibleError names a budget that a plan was made for, as far as this machine has the memory to try it.
     """
     job = job.located()
     try:
-        _set_up(job, folder, ask, weights=weights)
+        _set_up(job, folder, ask, weights=weights, told=told)
     except BudgetInfeasibleError as refusal:
         raise _tried(job, refusal, ask) from refusal
     except ProcessDiedError as died:
@@ -82,19 +91,40 @@ def check_names(workload: Workload) -> None:
         raise UsageError(f"weights {workload.weights}: there is no such file", hint="check the path")
 
 
-def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool) -> None:
+def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool, told: Told | None = None) -> None:
     check_names(job.workload)
     release_code_pages()  # while this process waits for its children it needs next to none
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     try:
+        prepared_bytes = _prepare(job, waiting, ask, told)
         staged = Took(**ask("stage", StageRequest(job, folder, waiting, weights).to_dict()))
         ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
-        ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=staged.peak_bytes).to_dict())
+        ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=max(staged.peak_bytes, prepared_bytes)).to_dict())
     except ProcessDiedError as died:
         said = "".join(getattr(died, "__notes__", ()))
         if job.config.budget_bytes is None or not any(word in said for word in _LACKING):
             raise
         raise too_large(job.config.budget_bytes, 0) from died  # so little memory that it could not even say so
+
+
+def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
+    """Have the pictures of `job` decoded, while this process is small; the peak of both together, 0 without pictures.
+
+    Raises BudgetInfeasibleError where one of them takes more than the budget leaves, DataError.
+    """
+    workload, config = job.workload, job.config
+    if not is_pictures(workload.data):
+        return 0
+    request = {
+        "data": workload.data,
+        "fit": vars(fit_for(workload.image_size, workload.orientation)),
+        "budget_bytes": None if _on_gpu(config) else config.budget_bytes,
+        "caller_bytes": waiting,
+        "tell": told is not None,
+    }
+    # it tunes malloc itself; another one, preloaded, would take some megabytes
+    peak = ask("prepare", request, environment=plain_environment(os.environ), told=told)["peak_bytes"]
+    return 0 if _on_gpu(config) else int(peak)
 
 
 def _crashed(died: ProcessDiedError) -> bool:

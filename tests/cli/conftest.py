@@ -38,11 +38,13 @@ class Jobs(ModuleType):
             raise self.error
         return self.report
 
-    def plan_job(self, job: Job) -> Report:
+    def plan_job(self, job: Job, *, told: Callable[[str], None] | None) -> Report:
         self.jobs.append(job)
         return self._result("plan")
 
-    def train_job(self, job: Job, callbacks: tuple[Callback, ...] = (), *, told: Callable[[str], None]) -> Report:
+    def train_job(
+        self, job: Job, callbacks: tuple[Callback, ...] = (), *, told: Callable[[str], None] | None
+    ) -> Report:
         self.jobs.append(job)
         self.train(callbacks)
         return self._result("train")

@@ -15,7 +15,9 @@ BUDGET = ("--budget", "600MB")
 
 def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
     flags = {
-        "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16, "data_root": "d", "train_limit": 9,
+        "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16,
+        "orientation": "stored", "data_root": "d",
+        "train_limit": 9,
         "weights": "w.pt", "weights_skip": "fc, head.weight",
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",

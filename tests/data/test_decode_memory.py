@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ondevice_trgl.data.decode import Fit, TooLargeError, decode, decode_bytes
+from ondevice_trgl.data.decode import Fit, TooLargeError, decode_bytes, decode_within
 
 Image = pytest.importorskip("PIL.Image")
 SIZE = (2400, 1800)
@@ -107,7 +107,7 @@ def test_what_takes_more_than_it_may_is_not_decoded(tmp_path: Path, monkeypatch:
     path = saved(tmp_path / "large.png", "RGB", SIZE, {"compress_level": 1})
     monkeypatch.setattr("ondevice_trgl.data.decode._fitted", _never)
     with pytest.raises(TooLargeError) as caught:
-        decode(path, FIT, decode_bytes(path, FIT) - 1)
+        decode_within(path, FIT, decode_bytes(path, FIT) - 1)
     assert (caught.value.size, caught.value.takes) == (SIZE, decode_bytes(path, FIT))
     assert caught.value.takes > 4 * SIZE[0] * SIZE[1], "Pillow takes four bytes a pixel of RGB"
 
