@@ -186,7 +186,10 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
         meter_for(device) as meter,
         _scratch(trained.run, config.cache_dir) as scratch,
     ):
-        known = Preprocessing.from_dict(record.preprocessing)
+        if record.preprocessing:
+            known = Preprocessing.from_dict(record.preprocessing)
+        else:  # of a run from before it was remembered
+            known = load_bundle(workload, config.seed, scratch).preprocessing
 
         def fresh(source: Source) -> tuple[Partition, list[nn.Module | None]]:
             chain = network_of(trained.run, lambda: build_for(workload, known, config.seed), source, scratch)

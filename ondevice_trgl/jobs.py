@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ondevice_trgl.data.listing import files_in
+from ondevice_trgl.data.pictures import files_held_out, is_pictures
 from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.job import Job
@@ -17,7 +19,8 @@ from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, answer, ask
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.run_dir import RECORD, RunDir, read_json
-from ondevice_trgl.setup.steps import set_up, settled, staging_folder
+from ondevice_trgl.run.trained import TrainedRun
+from ondevice_trgl.setup.steps import prepare_for, set_up, settled, staging_folder
 
 if TYPE_CHECKING:
     from ondevice_trgl.run.callbacks import Callback
@@ -74,6 +77,7 @@ def evaluate_run(
     data_root: Path | str | None = None,
     budget: Stated | None = None,
     by_order: bool = False,
+    ask: Ask = ask,
 ) -> dict[str, Any]:
     """Accuracy of a trained run on its own test set, or on another dataset as `load_holdout` finds it.
 
@@ -85,6 +89,9 @@ def evaluate_run(
     Raises RunDirError for a run that is not finished, UsageError, DataError, BudgetExceededError, StorageError.
     """
     ours = "torch" not in sys.modules
+    _check_head(run_dir, head)
+    if data is not None and is_pictures(data):
+        prepare_for(run_dir, lambda: files_held_out(data), budget, ask)
     from ondevice_trgl.evaluate import evaluate
 
     importing = own_peak_rss() if ours else 0
@@ -98,6 +105,7 @@ def predict_run(
     head: str = "best",
     top: int = 1,
     budget: Stated | None = None,
+    ask: Ask = ask,
 ) -> dict[str, Any]:
     """Class and confidence (softmax) of picture files, and of all in folders, by a trained run.
 
@@ -105,10 +113,19 @@ def predict_run(
     each file the best class, and under "top" the best `top` ones. Raises as `evaluate_run`.
     """
     ours = "torch" not in sys.modules
+    _check_head(run_dir, head)
+    prepare_for(run_dir, lambda: [path for path, _ in files_in(paths).files], budget, ask)
     from ondevice_trgl.evaluate import predict
 
     importing = own_peak_rss() if ours else 0
     return predict(run_dir, importing, paths, head=head, top=top, budget=budget)
+
+
+def _check_head(run_dir: Path, head: str) -> None:
+    """Raises RunDirError where `run_dir` is no finished run, UsageError where it has no such head."""
+    trained = TrainedRun.open(run_dir)
+    if head != "ensemble":
+        trained.head(head)
 
 
 def _train(request: dict[str, Any]) -> dict[str, Any]:

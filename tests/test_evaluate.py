@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ondevice_trgl import DataError, UsageError
+from ondevice_trgl import BudgetInfeasibleError, DataError, UsageError
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.job import Job
 from ondevice_trgl.jobs import evaluate_run, predict_run
@@ -241,3 +241,15 @@ def test_names_in_any_bytes_reach_the_end(tmp_path: Path) -> None:
     result = predict_run(tmp_path / "second", [Path(place)])
     assert {one["class"] for one in result["predictions"]} == {"caf\\xe9", "dogs"}
     json.dumps(result).encode("ascii")
+
+
+def test_pictures_are_decoded_within_the_budget_before_torch_comes(home: Path, tmp_path: Path) -> None:
+    large = fill(tmp_path / "b", ("dogs",), count=2)
+    Image.new("RGB", (6000, 5000), BLUE).save(large / "dogs" / "99.png")
+    for use in (
+        lambda: evaluate_run(home / "run", data=f"folder:{large}", budget="120MB"),
+        lambda: predict_run(home / "run", [large], budget="120MB"),
+    ):
+        with pytest.raises(BudgetInfeasibleError, match=r"decoding .*99\.png \(6000x5000 pixels\) takes"):
+            use()  # type: ignore[no-untyped-call]
+    assert predict_run(home / "run", [large])["predictions"][-1]["class"] == "dogs"

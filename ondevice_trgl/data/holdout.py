@@ -15,7 +15,7 @@ from ondevice_trgl.data.classes import MOST_NAMED, listing, numbered_classes, st
 from ondevice_trgl.data.decode import Fit
 from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet
 from ondevice_trgl.data.preprocessing import Preprocessing
-from ondevice_trgl.data.records import keep_records
+from ondevice_trgl.data.records import IN_MEMORY_BYTES, keep_records
 from ondevice_trgl.data.samples import Samples
 from ondevice_trgl.data.source import Part
 from ondevice_trgl.data.splits import check_labels
@@ -132,7 +132,11 @@ def pictures(part: Part, known: Preprocessing, asked: Asked) -> ImageSet:
     """The records of `part`, pictures of the shape of the network's inputs, normalised as in training."""
     channels, height, width = known.input_shape
     wanted, stored = torch.arange(len(part.labels)), (channels, height, width)
-    records = keep_records(part.stream(), wanted, channels * height * width, scratch_dir=asked.scratch_dir)
+    size = channels * height * width
+    if part.records is not None and len(wanted) * size > IN_MEMORY_BYTES:
+        records = part.records()
+    else:
+        records = keep_records(part.stream(), wanted, size, scratch_dir=asked.scratch_dir)
     return StoredSet(records, wanted, part.labels, stored=stored, shape=stored, stats=stats_of(known, asked.name))
 
 

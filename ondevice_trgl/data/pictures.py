@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from ondevice_trgl.data.decode import Fit
-from ondevice_trgl.data.listing import Pictures, pictures_in
+from ondevice_trgl.data.listing import (
+    Pictures,
+    check_folder,
+    class_folders,
+    held_out_folder,
+    listed,
+    pictures_in,
+)
 from ondevice_trgl.errors import DataError
 
 KINDS = ("folder",)
@@ -20,6 +27,14 @@ def fit_for(image_size: int | None, orientation: str) -> Fit:
 def is_pictures(name: str) -> bool:
     """Whether the dataset `name` is one of picture files."""
     return name.partition(":")[0] in KINDS and ":" in name
+
+
+def files_held_out(name: str) -> list[Path]:
+    """The files of `name` that a trained network is judged by, in order; see `holdout_folder`. Raises DataError."""
+    folder = Path(name.partition(":")[2]).expanduser()
+    check_folder(folder)
+    held_out = held_out_folder(folder)
+    return [path for path, _ in listed(held_out, class_folders(held_out), all_needed=False).files]
 
 
 def pictures_named(name: str) -> Pictures:

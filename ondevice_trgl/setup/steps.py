@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.decode import Fit
 from ondevice_trgl.data.pictures import fit_for, is_pictures
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.pages import release_code_pages
@@ -22,8 +24,10 @@ from ondevice_trgl.device.tree import process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
+from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, ask
-from ondevice_trgl.run.run_dir import SCRATCH, scratch_beside
+from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, scratch_beside
 from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
 
 _WAITING_CODE_BYTES = 5_000_000
@@ -125,6 +129,31 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
     # it tunes malloc itself; another one, preloaded, would take some megabytes
     peak = ask("prepare", request, environment=plain_environment(os.environ), told=told)["peak_bytes"]
     return 0 if _on_gpu(config) else int(peak)
+
+
+def prepare_for(run_dir: Path, files: Callable[[], list[Path]], budget: Stated | None, ask: Ask) -> None:
+    """Have pictures decoded for a trained run, by another process within its budget, while this one is small.
+
+    Nothing is done where the run takes no pictures: whoever reads the files says so. `files` is asked where it does.
+    Raises RunDirError, DataError, BudgetInfeasibleError.
+    """
+    record, report = RunDir.open(run_dir).load(RECORD, dict), read_report(run_dir)
+    if not record.get("preprocessing"):  # of a run from before there was one
+        return
+    known = Preprocessing.from_dict(record["preprocessing"])
+    if known.mean is None or len(known.input_shape) != 3 or known.input_shape[0] not in (1, 3):
+        return
+    bytes_ = None
+    if report.budget_kind == "rss":
+        bytes_ = report.budget_bytes if budget is None else Allowance(budget).now()
+    waiting = process_tree_rss() + _WAITING_CODE_BYTES
+    request = {
+        "files": [str(path) for path in files()],
+        "fit": vars(Fit(*known.input_shape, known.orientation)),
+        "budget_bytes": bytes_,
+        "caller_bytes": waiting,
+    }
+    ask("prepare", request, environment=plain_environment(os.environ))
 
 
 def _crashed(died: ProcessDiedError) -> bool:
