@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ondevice_trgl.baseline import measure_baselines
+from ondevice_trgl.data.user import is_callable_name
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.plan.plan import Plan
@@ -45,7 +46,9 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, p
         if record.subject["digest"] != bundle.digest:
             raise RunDirError(
                 f"the data have changed since {run_dir} was started: {bundle.description}",
-                hint="start a new run, or bring the same files back",
+                hint=f"{bundle.name} has to return the same samples every time it is called: let it draw from a seed"
+                if is_callable_name(bundle.name)
+                else "start a new run, or bring the same files back",
             )
         data = sources(bundle.train, bundle.val, bundle.test)
         chain = network_of(run, lambda: build_for(workload, bundle, config.seed), data["train"], run_dir)

@@ -7,6 +7,8 @@ from ondevice_trgl.errors import DataError
 
 MOST_NAMED = 10
 _MOST_UNSTATED = 100_000
+"""Classes that nobody stated, and that the samples are too few for."""
+_MOST_STATED = 10_000_000
 
 
 def stated_classes(dataset: Any, *, name: str) -> tuple[str, ...] | None:
@@ -21,6 +23,10 @@ def stated_classes(dataset: Any, *, name: str) -> tuple[str, ...] | None:
         if isinstance(classes, tuple | list) and classes:
             return tuple(map(str, classes))
         if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+            if count > _MOST_STATED:
+                raise DataError(
+                    f"{name} states {count} classes; expected at most {_MOST_STATED}", hint="mend num_classes"
+                )
             return tuple(map(str, range(count)))
         several = _attribute(dataset, "datasets", name)
         if isinstance(several, tuple | list):

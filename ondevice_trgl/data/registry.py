@@ -1,6 +1,5 @@
 """Datasets by name: `load_data("digits")` gives train, validation and test sets, ready to be read in batches."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +15,13 @@ from ondevice_trgl.data.packaged import digits, mnist5k
 from ondevice_trgl.data.pictures import is_pictures, pictures_named
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.source import Source
-from ondevice_trgl.data.user import call_named
+from ondevice_trgl.data.user import call_named, is_callable_name
 from ondevice_trgl.data.vision import KNOWN as VISION
 from ondevice_trgl.data.vision import vision_dataset
 from ondevice_trgl.errors import DataError, UnknownNameError
 
 _NAMES = ("digits", "mnist5k", "fashion-mnist", *VISION)
 _FORMS = ("folder:PATH", synthetic.FORM, "pkg.module:callable")
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def data_names() -> list[str]:
@@ -116,7 +114,7 @@ def load_pictures(paths: Sequence[Path], known: Preprocessing, *, scratch_dir: P
 def _source(asked: Asked, root: Path | None, download: bool, orientation: str = "exif") -> Source | None:
     """The dataset as found; None where the name is a callable of the caller's."""
     name = asked.name
-    kind, colon, _ = name.partition(":")
+    kind = name.partition(":")[0]
     if name == "digits":
         return digits()
     if name == "mnist5k":
@@ -129,6 +127,6 @@ def _source(asked: Asked, root: Path | None, download: bool, orientation: str = 
         return synthetic.synthetic(name, asked.seed)
     if is_pictures(name):
         return picture_source(pictures_named(name), asked.image_size, orientation, scratch_dir=asked.scratch_dir)
-    if colon and _CALLABLE.fullmatch(name):
+    if is_callable_name(name):
         return None
     raise UnknownNameError("dataset", name, [*_NAMES, *_FORMS])

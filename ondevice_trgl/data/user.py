@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 import sys
 from array import array
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ondevice_trgl.data.splits import check_labels
 from ondevice_trgl.errors import DataError
 
 _PROBES = 16
+_CALLABLE = re.compile(r"(?!folder:|synthetic:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class UserSet(ImageSet):
@@ -130,6 +132,11 @@ def fingerprint(samples: Samples, digest: "hashlib.blake2b") -> None:
     if all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
         for value in first:
             digest.update(bytes_of(value.contiguous()))
+
+
+def is_callable_name(name: str) -> bool:
+    """Whether `name` is of the form `pkg.module:callable`, and no other dataset with a colon."""
+    return _CALLABLE.fullmatch(name) is not None
 
 
 def call_named(spec: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ondevice_trgl.data.splits import SUBTRACT_ONE
+from ondevice_trgl.data.splits import SUBTRACT_ONE, class_name
 from ondevice_trgl.errors import DataError, NonFiniteError
 
 
@@ -106,8 +106,8 @@ def all_rows(source: Source, buffer: Tensor) -> Iterator[tuple[Tensor, Tensor, i
         yield buffer, source.read(range(start, start + count), buffer), start, count
 
 
-def check_labels(labels: Tensor, classes: int, what: str) -> None:
-    """Raises DataError for an empty set, a label out of range, or a single class."""
+def check_labels(labels: Tensor, classes: int, what: str, names: Sequence[str] = ()) -> None:
+    """Raises DataError for an empty set, a label out of range, or a single class; `names` of the classes, if known."""
     if len(labels) == 0:
         raise DataError(f"the {what} set is empty", hint="give it at least one sample of every class")
     low, high = int(labels.min()), int(labels.max())
@@ -124,7 +124,7 @@ def check_labels(labels: Tensor, classes: int, what: str) -> None:
         )
     if what == "train" and low == high:
         raise DataError(
-            f"all {len(labels)} train samples have label {low}: there is nothing to learn",
+            f"all {len(labels)} train samples are of {class_name(low, names)}: there is nothing to learn",
             hint="give samples of at least two classes",
         )
 

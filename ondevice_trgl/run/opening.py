@@ -69,7 +69,7 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
     for name, split in data.items():
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
-        check_labels(split.labels, chain.num_outputs, name)
+        check_labels(split.labels, chain.num_outputs, name, getattr(split, "class_names", None) or ())
     if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
         check_zero_used(train.labels, what="train set")
     if (constant := getattr(train, "constant", None)) is not None:

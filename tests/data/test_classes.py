@@ -46,6 +46,11 @@ def test_a_dataset_that_wraps_itself_ends() -> None:
     assert stated_classes(dataset, name="x") is None
 
 
+def test_a_number_of_classes_that_is_none_is_refused_before_they_are_named() -> None:
+    with pytest.raises(DataError, match="x states 1000000000000 classes; expected at most 10000000"):
+        stated_classes(stating(count=10**12), name="x")
+
+
 def test_a_property_that_fails_is_told() -> None:
     class Failing:
         @property

@@ -177,6 +177,12 @@ def test_inputs_of_any_plain_format_come_as_float32(dtype: torch.dtype) -> None:
     assert read.tolist() == [[[0.0, 1.0], [1.0, 1.0]]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_fractions_of_any_width_come_as_float32(dtype: torch.dtype) -> None:
+    read, _ = image_set([(torch.tensor([-1.5, 0.25], dtype=dtype), 0), (torch.zeros(2, dtype=dtype), 1)])[0]
+    assert (read.dtype, read.tolist()) == (torch.float32, [-1.5, 0.25])
+
+
 def test_what_reading_raises_is_told_with_what_it_was() -> None:
     cause = KeyError("lost")
     error = refused(raising(cause))

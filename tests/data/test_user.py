@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from ondevice_trgl.data.registry import DataBundle, load_data
-from ondevice_trgl.data.user import UserSet, image_set
+from ondevice_trgl.data.user import UserSet, image_set, is_callable_name
 from ondevice_trgl.errors import DataError
 
 MODULE = """
@@ -140,6 +140,22 @@ def test_a_validation_label_that_train_does_not_have_is_refused(load: Any) -> No
 def test_what_is_no_dataset_is_refused(load: Any, returned: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(returned)
+
+
+@pytest.mark.parametrize(
+    ("name", "callable_"),
+    [
+        ("own:make", True),
+        ("pkg.own:make_2", True),
+        ("folder:birds", False),
+        ("synthetic:a", False),
+        ("digits", False),
+        ("own:make it", False),
+        ("own.py:", False),
+    ],
+)
+def test_the_names_of_callables_are_told_from_others(name: str, callable_: bool) -> None:
+    assert is_callable_name(name) == callable_
 
 
 @pytest.mark.parametrize(

@@ -27,38 +27,53 @@ def broken():
 def from_one():
     return TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 4 + 1)
 
+def drawn():
+    torch.seed()
+    return TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 4)
+
 def ends():
     raise SystemExit("no data today")
 """
 
 
-@pytest.mark.parametrize(
-    ("data", "message", "hint"),
-    [
-        (
-            "own:broken",
-            "sample 12 of own:broken (train) cannot be read: KeyError: 'lost'",
-            "dataset[12] raises the same",
-        ),
-        ("own:from_one", "own:from_one (train): labels go from 1 to 4, expected 0 to 3", "subtract 1"),
-        ("own:ends", "'own:ends' failed: SystemExit: no data today", ""),
-    ],
-)
-def test_a_fault_of_the_dataset_comes_out_as_it_was_found(tmp_path: Path, data: str, message: str, hint: str) -> None:
-    (tmp_path / "own.py").write_text(MODULE, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "ondevice_trgl", "train", "-b", "2GB", "--data", data, "-o", "run", "--threads", "1"],
+def train(folder: Path, data: str) -> subprocess.CompletedProcess[str]:
+    (folder / "own.py").write_text(MODULE, encoding="utf-8")
+    asked = ("train", "-b", "2GB", "--data", data, "-o", "run", "--threads", "1", "--epochs", "1", "--baseline", "skip")
+    return subprocess.run(
+        [sys.executable, "-m", "ondevice_trgl", *asked],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """What a refusal says, in one line."""
     assert done.returncode == 2, done.stderr  # as for everything that the caller has to mend
-    said = " ".join(done.stderr.split())
-    assert message in said
-    assert hint in said
     assert "Traceback" not in done.stderr
     assert "process failed" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "hint"),
+    [
+        ("own:broken", "sample 12 of own:broken (train) cannot be read: KeyError: 'lost'", "dataset[12] raises"),
+        ("own:from_one", "own:from_one (train): labels go from 1 to 4, expected 0 to 3", "subtract 1"),
+        ("own:ends", "'own:ends' failed: SystemExit: no data today", ""),
+    ],
+)
+def test_a_fault_of_the_dataset_comes_out_as_it_was_found(tmp_path: Path, data: str, message: str, hint: str) -> None:
+    said = told(train(tmp_path, data))
+    assert message in said
+    assert hint in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_callable_that_draws_other_samples_each_time_is_told_to_draw_from_a_seed(tmp_path: Path) -> None:
+    said = told(train(tmp_path, "own:drawn"))
+    assert "the data have changed since run was started" in said
+    assert "own:drawn has to return the same samples every time it is called: let it draw from a seed" in said

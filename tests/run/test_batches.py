@@ -140,7 +140,12 @@ def test_a_sweep_meets_every_row_once(rows: int, micro: int) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "what", "message"),
-    [([], "val", "empty"), ([0, 3], "val", "label 3 of val sample 1"), ([0, -2], "test", "label -2 of test sample 1")],
+    [
+        ([], "val", "empty"),
+        ([3, 1, 2], "val", "labels of the val set go from 1 to 3, expected 0 to 2"),
+        ([0, 3], "val", "label 3 of val sample 1"),
+        ([0, -2], "test", "label -2 of test sample 1"),
+    ],
 )
 def test_bad_labels(labels: list[int], what: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -150,6 +155,8 @@ def test_bad_labels(labels: list[int], what: str, message: str) -> None:
 def test_one_class_is_too_few_to_train_on_and_enough_to_test_on() -> None:
     with pytest.raises(DataError, match="nothing to learn"):
         check_labels(torch.tensor([2, 2]), 3, "train")
+    with pytest.raises(DataError, match="all 2 train samples are of owl"):
+        check_labels(torch.tensor([2, 2]), 3, "train", ("cat", "dog", "owl"))
     check_labels(torch.tensor([2, 2]), 3, "test")
 
 

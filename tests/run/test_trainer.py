@@ -414,7 +414,7 @@ def labelled(labels: list[int]) -> TensorDataset:
     [
         ({"train": labelled([])}, "train set is empty"),
         ({"val": labelled([])}, "val set is empty"),
-        ({"train": labelled([1, 1, 1])}, "all 3 train samples have label 1"),
+        ({"train": labelled([1, 1, 1])}, "all 3 train samples are of class 1: there is nothing to learn"),
         ({"train": labelled([0, 1, 5])}, "label 5 of train sample 2 is out of range: the model has 3 outputs"),
         ({"train": labelled([0, -1, 1])}, "-1"),
         ({"test": labelled([0, 3])}, "label 3 of test sample 1"),
