@@ -136,7 +136,7 @@ def all_alike(what: str, count: int, *levels: float, kind: str = "pixel") -> Dat
     level = f"{levels[0]:g}" if len(set(levels)) == 1 else ", ".join(f"{level:g}" for level in levels)
     return DataError(
         f"every {kind} of the {count} training samples of {what} is {level}: there is nothing to learn from",
-        hint="look at how they are made, read or scaled: whole numbers that should be fractions come out as 0",
+        hint="look at what they are made from, and at how they are read and scaled",
     )
 
 

@@ -39,7 +39,7 @@ def epoch_order(labels: Tensor, *key: int, epoch: int, balance: bool) -> list[in
 
     Without `balance` each sample once. With it each class equally often, but for a rest of one that goes round from
     epoch to epoch; of a class no sample comes again before all were drawn, over the epochs of one `key`. Classes take
-    turns, so that batches are even too. Memory: three numbers of 8 bytes a sample beside the list.
+    turns, so that batches are even too. Memory: five numbers of 8 bytes a sample beside the list, while it is made.
     """
     if not balance:
         return shuffled(len(labels), *key, epoch)
@@ -58,8 +58,9 @@ def epoch_order(labels: Tensor, *key: int, epoch: int, balance: bool) -> list[in
         drawn[at, :count] = _draws(own, start, count, *key, present[at])
     generator = torch.Generator().manual_seed(mix(*key, epoch, 4))
     order = torch.rand(turns, len(present), generator=generator).argsort(dim=1)
-    whole = drawn.gather(0, order.t()).t()
-    return [*whole.flatten().tolist(), *drawn[extra, turns].tolist()]
+    chosen: list[int] = drawn.gather(0, order.t()).t().flatten().tolist()
+    chosen += drawn[extra, turns].tolist()
+    return chosen
 
 
 def _draws(own: Tensor, start: int, count: int, *key: int) -> Tensor:

@@ -28,7 +28,7 @@ def test_training_pictures_of_one_colour_are_refused(colour: tuple[int, ...], le
     assert caught.value.message == (
         f"every pixel of the 32 training samples of flags is {level}: there is nothing to learn from"
     )
-    assert caught.value.hint.startswith("look at how they are made")
+    assert caught.value.hint.startswith("look at what they are made from")
 
 
 def test_one_channel_that_varies_is_enough() -> None:
