@@ -62,7 +62,7 @@ def load_data(
     asked = Asked(name, image_size, train_limit, channels, seed, scratch_dir)
     source = _source(asked, root, download, orientation)
     if source is None:
-        return assemble_user(call_named(name), asked)
+        return assemble_user(call_named(name, asked.seed), asked)
     return assemble(source, asked, None if known is None else stats_of(known, name))
 
 
@@ -90,7 +90,7 @@ def load_holdout(
         return as_trained(samples, found.class_names, found.origin, known, what=name, by_order=by_order)
     source = _source(asked, root, download=False)
     if source is None:
-        return user_holdout(call_named(name), known, asked, by_order=by_order)
+        return user_holdout(call_named(name, asked.seed), known, asked, by_order=by_order)
     bundle = assemble(source, asked, stats_of(known, name))
     origin = f"{source.origin}, test part"
     return as_trained(bundle.test, bundle.class_names, origin, known, what=name, by_order=by_order)

@@ -1,11 +1,13 @@
 """Datasets that callers bring: named as `pkg.module:callable`, or handed over as they are."""
 
+import contextlib
 import hashlib
 import importlib
+import random
 import re
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -139,16 +141,36 @@ def is_callable_name(name: str) -> bool:
     return _CALLABLE.fullmatch(name) is not None
 
 
-def call_named(spec: str) -> Any:
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global random numbers (torch, random, numpy where it is there) from `seed`; afterwards they go on as before."""
+    numbers = getattr(sys.modules.get("numpy"), "random", None)  # 3 MB, where torch alone has numpy
+    before, numpys = random.getstate(), numbers.get_state() if numbers is not None else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if numbers is not None:
+            numbers.seed(seed % (1 << 32))
+        try:
+            yield
+        finally:
+            random.setstate(before)
+            if numbers is not None:
+                numbers.set_state(numpys)
+
+
+def call_named(spec: str, seed: int = 0) -> Any:
     """What the callable named by `pkg.module:callable` returns; the working directory is searched as well.
 
+    What it draws, as `random_split` does, comes from `seed`: it is called in several processes, and means one dataset.
     Raises DataError where it cannot be imported, is not there, is not callable, fails or ends the program.
     """
     module_name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        with _seeded(seed):
+            module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         ends = isinstance(error, SystemExit)
         raise DataError(
@@ -167,6 +189,7 @@ def call_named(spec: str) -> Any:
             hint="give a function without arguments that returns a dataset or (train, val[, test])",
         )
     try:
-        return cast(Callable[[], Any], function)()
+        with _seeded(seed):  # again: numpy may have come with the module
+            return cast(Callable[[], Any], function)()
     except (Exception, SystemExit) as error:
         raise DataError(f"{spec!r} failed: {type(error).__name__}: {error}") from error

@@ -1,8 +1,11 @@
 """Datasets that callers bring."""
 
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -48,12 +51,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "brought.py").write_text(MODULE)
     (tmp_path / "program.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "brought", raising=False)
+    monkeypatch.delitem(sys.modules, "brought", raising=False)
 
     def call(returned: Any, **asked: Any) -> DataBundle:
         with pytest.raises(DataError):
             load_data("brought:nothing")
-        __import__("sys").modules["brought"].held[:] = [returned]
+        sys.modules["brought"].held[:] = [returned]
         return load_data("brought:make", **asked)
 
     return call
@@ -170,10 +173,41 @@ def test_the_names_of_callables_are_told_from_others(name: str, callable_: bool)
     ],
 )
 def test_a_callable_that_cannot_be_called_is_said(load: Any, name: str, message: str) -> None:
-    before = list(__import__("sys").path)
+    before = list(sys.path)
     with pytest.raises(DataError, match=message):
         load_data(name)
-    assert __import__("sys").path == before
+    assert sys.path == before
+
+
+DRAWING = """
+import random
+import numpy
+import torch
+from torch.utils.data import TensorDataset, random_split
+at_import = torch.rand(1)
+def make():
+    made = torch.rand(60, 1, 2, 2) + random.random() + float(numpy.random.rand()) + at_import
+    return tuple(random_split(TensorDataset(made, torch.arange(60) % 3), [50, 10]))
+"""
+
+
+def test_what_a_callable_draws_comes_from_the_seed_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drawing.py").write_text(DRAWING)
+    monkeypatch.chdir(tmp_path)
+
+    def digest(seed: int) -> str:
+        monkeypatch.delitem(sys.modules, "drawing", raising=False)
+        states = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state()
+        found = load_data("drawing:make", seed=seed).digest
+        assert (random.getstate(), str(numpy.random.get_state())) == states[:2]
+        assert torch.equal(torch.get_rng_state(), states[2])
+        for draw in (random.random, numpy.random.rand, lambda: torch.rand(1)):
+            draw()  # whatever was drawn before does not matter
+        return found
+
+    assert digest(3) == digest(3) != digest(4)
 
 
 def test_the_digest_follows_pixels_but_not_augmentation(load: Any) -> None:
