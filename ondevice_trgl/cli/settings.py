@@ -83,7 +83,7 @@ def run_directory(given: Mapping[str, Any], workload: Workload) -> Path:
     if given.get("run_dir") is not None:
         return Path(given["run_dir"])
     kind, _, rest = workload.data.partition(":")
-    data = f"{kind}-{Path(rest).name}" if kind == "folder" else workload.data
+    data = f"{kind}-{Path(rest).name}" if kind in ("folder", "csv") else workload.data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{workload.model}-{data}").strip(".-")[:80] or "run"
     path, number = Path("runs") / name, 1
     while path.exists():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ondevice_trgl.data.listing import shown
 from ondevice_trgl.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any, tuple[int
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
+            f"{shown(path)} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
         ) from error
 
 

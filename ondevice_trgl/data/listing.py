@@ -89,6 +89,20 @@ def pictures_in(path: Path) -> Pictures:
     )
 
 
+def held_out_in(path: Path) -> Pictures:
+    """The class folders that a trained network is judged by, one or more, as the one split `test`.
+
+    Where `path` has folders of splits, those of test, else of val. Raises DataError as `pictures_in` does, but for a
+    class without a picture.
+    """
+    check_folder(path)
+    folder = held_out_folder(path)
+    classes = class_folders(folder)
+    listing = listed(folder, classes, all_needed=False)
+    names = tuple(shown(name) for name in classes)
+    return Pictures(f"images under {shown(folder)}", names, {"test": listing.files}, said_of(listing, classes))
+
+
 def said_of(listing: Listing, classes: Sequence[str]) -> str:
     """What was left out, and which classes may be one, for people; "" where there is nothing to say."""
     told = [f"left out: {listing.told()}"] if listing.left_out else []
@@ -146,7 +160,7 @@ def _split_named(path: Path) -> tuple[list["os.DirEntry[str]"], dict[str, Path]]
         own = [folder for folder in folders if folder.name.lower() in names]
         if len(own) > 1:
             raise DataError(
-                f"{shown(path)} has {' and '.join(folder.name for folder in own)}, which both are {split}",
+                f"{shown(path)} has {' and '.join(shown(folder.name) for folder in own)}, which both are {split}",
                 hint="keep one of them, or join their class folders",
             )
         if own:
