@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.data.decode import Fit
-from ondevice_trgl.data.listing import Labelled, Pictures, files_in, held_out_in, pictures_in, said_of, shown
+from ondevice_trgl.data.entries import shown
+from ondevice_trgl.data.listing import Labelled, Pictures, files_in, held_out_in, pictures_in, said_of
 from ondevice_trgl.data.pictures import fit_for
 from ondevice_trgl.data.prepared import find, key_of
 from ondevice_trgl.data.preprocessing import CENTER_CROP

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ondevice_trgl.config import IN_FILES
 from ondevice_trgl.data.decode import Fit
-from ondevice_trgl.data.listing import Pictures, held_out_in, pictures_in, shown
+from ondevice_trgl.data.entries import shown
+from ondevice_trgl.data.listing import Pictures, held_out_in, pictures_in
 from ondevice_trgl.data.table import held_out_listed, pictures_listed
 from ondevice_trgl.errors import DataError
 
 _Read = Callable[[Path], Pictures]
-_KINDS: dict[str, tuple[str, _Read, _Read]] = {
+_READ: dict[str, tuple[str, _Read, _Read]] = {
     "folder": ("expected folder:PATH", pictures_in, held_out_in),
     "csv": ("expected csv:FILE", pictures_listed, held_out_listed),
 }
+"""Of every kind in IN_FILES: how it is written, and who reads it to train on, and to judge by."""
 DEFAULT_SIZE = 64
 """Side of the square that pictures become where nobody says otherwise."""
 
@@ -25,7 +28,7 @@ def fit_for(image_size: int | None, orientation: str) -> Fit:
 
 def is_pictures(name: str) -> bool:
     """Whether the dataset `name` is one of picture files."""
-    return name.partition(":")[0] in _KINDS and ":" in name
+    return name.partition(":")[0] in IN_FILES and ":" in name
 
 
 def files_held_out(name: str) -> list[Path]:
@@ -39,7 +42,7 @@ def pictures_named(name: str, *, held_out: bool = False) -> Pictures:
     Raises DataError; see `pictures_in` and `pictures_listed`.
     """
     kind, _, rest = name.partition(":")
-    expected, read, read_held_out = _KINDS[kind]
+    expected, read, read_held_out = _READ[kind]
     if not rest:
         raise DataError(f"{name!r} names no path; {expected}", hint="for example folder:pictures/birds")
     return (read_held_out if held_out else read)(Path(rest).expanduser())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.data.decode import Fit, TooLargeError, decode_bytes, decode_within, size_of
-from ondevice_trgl.data.listing import shown
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.pictures import pictures_named
 from ondevice_trgl.data.prepared import is_there, key_of, store
 from ondevice_trgl.device.allocator import release_memory, tune

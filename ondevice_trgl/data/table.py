@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ondevice_trgl.data.listing import SPLITS, Labelled, Pictures, ordered, shown
+from ondevice_trgl.data.entries import shown
+from ondevice_trgl.data.listing import SPLITS, Labelled, Pictures, ordered
 from ondevice_trgl.errors import DataError
 
 _PATHS = ("path", "file", "filename", "image", "image_path")
