@@ -27,6 +27,8 @@ LR_SCHEDULES = ("cosine", "constant")
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
+IN_FILES = ("folder", "csv")
+"""Kinds of data that are picture files, named by a path: `folder:PATH`."""
 ORIENTATIONS = ("exif", "stored")
 BASELINES = ("auto", "measure", "skip")
 
@@ -38,7 +40,7 @@ class Workload(Checked):
     model: str = setting("resnet-small", checks.text)
     """Zoo name, or `pkg.module:callable` that returns an `nn.Module`."""
     data: str = setting("digits", checks.text)
-    """Dataset name, `folder:PATH`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
+    """Dataset name, `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
     image_size: int | None = setting(None, checks.int_from(1, optional=True))
     """Side of the square that images are resized to; None keeps the dataset's own."""
     orientation: str = setting("exif", checks.one_of(*ORIENTATIONS))
@@ -56,10 +58,16 @@ class Workload(Checked):
         if isinstance(self.weights_skip, list):
             object.__setattr__(self, "weights_skip", tuple(self.weights_skip))
         super().__post_init__()
+        faults, hints = [], []
         if self.weights_skip and self.weights is None:
-            raise ConfigError(
-                [f"weights_skip = {list(self.weights_skip)}: there are no weights to skip any of"], hint="give weights"
-            )
+            faults.append(f"weights_skip = {list(self.weights_skip)}: there are no weights to skip any of")
+            hints.append("give weights")
+        kind, colon, _ = self.data.partition(":")
+        if self.orientation != "exif" and not (colon and kind in IN_FILES):
+            faults.append(f"orientation = {self.orientation!r}: {self.data} has no picture files")
+            hints.append(f"it is for {' and '.join(f'{kind}:PATH' for kind in IN_FILES)}")
+        if faults:
+            raise ConfigError(faults, hint="; ".join(hints))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.config import IN_FILES, TrainConfig, Workload
 
-IN_FILES = ("folder", "csv")
-"""Kinds of data that are named by a path: `folder:PATH`."""
 ACCUMULATE = 4
 """Micro-batches a step of the baseline that accumulates, where nobody says otherwise."""
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice_trgl.config import TrainConfig, Workload, read_toml, resolve
-from ondevice_trgl.errors import ConfigError
+from ondevice_trgl.config import IN_FILES, TrainConfig, Workload, read_toml, resolve
+from ondevice_trgl.data.pictures import pictures_named
+from ondevice_trgl.errors import ConfigError, DataError
 
 
 def test_defaults_are_valid_and_json_ready() -> None:
@@ -78,6 +79,8 @@ def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> N
         ("weights", 1),
         ("weights_skip", "fc"),
         ("weights_skip", ("fc",)),
+        ("orientation", "upright"),
+        ("orientation", None),
     ],
 )
 def test_a_bad_workload_is_refused(name: str, value: Any) -> None:
@@ -187,3 +190,18 @@ def test_absent_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("epochs = = 2", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"not valid TOML.*line 1"):
         read_toml(broken)
+
+
+@pytest.mark.parametrize("data", ["digits", "folder", "synthetic:3x8x8:2:32", "my.pictures:make"])
+def test_an_orientation_of_what_has_none_is_refused_and_not_ignored(data: str) -> None:
+    with pytest.raises(ConfigError, match=f"orientation = 'stored': {data} has no picture files") as caught:
+        Workload(data=data, orientation="stored", weights_skip=("fc",))
+    assert len(caught.value.faults) == 2
+    assert caught.value.hint == "give weights; it is for folder:PATH and csv:PATH"
+
+
+@pytest.mark.parametrize("kind", IN_FILES)
+def test_every_kind_of_picture_files_has_an_orientation_and_a_reader(kind: str) -> None:
+    assert Workload(data=f"{kind}:x", orientation="stored").orientation == "stored"
+    with pytest.raises(DataError, match=f"{kind}:absent: no such"):
+        pictures_named(f"{kind}:absent")

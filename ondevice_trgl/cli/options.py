@@ -83,7 +83,11 @@ _declare(_P, "cache_dtype", str, "--cache-dtype", "Number format of the cache.",
 _P = "What to train"
 _declare(_P, "model", str, "--model NAME", "Model of the zoo, or your own as pkg.module:callable.")
 _declare(
-    _P, "data", str, "--data NAME", "Dataset, folder:PATH, synthetic:CxHxW:CLASSES:N, or your own pkg.module:callable."
+    _P,
+    "data",
+    str,
+    "--data NAME",
+    "Dataset, folder:PATH, csv:FILE, synthetic:CxHxW:CLASSES:N, or your own pkg.module:callable.",
 )
 _declare(_P, "image_size", int, "--image-size N", "Resize images to N x N. (default: as they are)")
 _declare(

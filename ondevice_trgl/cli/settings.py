@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ondevice_trgl.config import DEFAULTS, Resolved, Workload, read_toml, resolve
+from ondevice_trgl.config import DEFAULTS, IN_FILES, Resolved, Workload, read_toml, resolve
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.table import Line, Span, make_table, table_lines
 from ondevice_trgl.units import format_size
@@ -83,7 +83,7 @@ def run_directory(given: Mapping[str, Any], workload: Workload) -> Path:
     if given.get("run_dir") is not None:
         return Path(given["run_dir"])
     kind, _, rest = workload.data.partition(":")
-    data = f"{kind}-{Path(rest).name}" if kind == "folder" else workload.data
+    data = f"{kind}-{Path(rest).name}" if kind in IN_FILES else workload.data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{workload.model}-{data}").strip(".-")[:80] or "run"
     path, number = Path("runs") / name, 1
     while path.exists():

@@ -5,12 +5,14 @@ never copied whole: it is reduced in strips.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def _opened(path: Path, fit: Fit) -> Iterator[tuple["ModuleType", Any, tuple[int
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
         raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
+            f"{shown(path)} cannot be read as an image: {error}", hint="replace the file or take it out of the folder"
         ) from error
 
 
@@ -127,7 +129,7 @@ def _fitted(pil: "ModuleType", image: Any, fit: Fit) -> Any:
     """The picture in the mode and size of `fit`."""
     image.load()
     image.info.pop("transparency", None)  # alpha is dropped; converting would warn of it
-    levels = _levels_of(image)
+    levels = _levels_of(pil, image)
     size, bilinear = (fit.width, fit.height), pil.Image.Resampling.BILINEAR
     if image.width * image.height <= _PLAIN_PIXELS:
         picture = _eight_bit(image, levels)
@@ -251,17 +253,20 @@ class _Levels:
     whole: bool
 
 
-def _levels_of(image: Any) -> _Levels | None:
+def _levels_of(pil: "ModuleType", image: Any) -> _Levels | None:
     """Of a picture with grey levels of more than 8 bits, which Pillow would cut off at 255; None for other pictures.
 
     Raises ValueError where the range that they are meant in is not known.
     """
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):
+        return _Levels(1 / 257, whole=True)
+    if image.mode not in ("F", "I"):
         return None
-    low, high = image.getextrema()
-    whole = image.mode != "F"
+    (low, high), whole = image.getextrema(), image.mode == "I"
     if not (0 <= low <= high <= 65535 if whole else 0.0 <= low <= high <= 1.0):
         raise ValueError(f"its levels ({image.mode}) go from {low} to {high}, of which the range is not known")
+    if not whole and math.isnan(image.resize((1, 1), pil.Image.Resampling.BOX).getpixel((0, 0))):
+        raise ValueError(f"some of its levels ({image.mode}) are not a number")
     return _Levels(1 / 257 if whole else 255.0, whole)
 
 

@@ -1,4 +1,4 @@
-"""Pictures in folders, or named one by one, as datasets: one sub-folder a class. What counts is in listing.py."""
+"""Picture files as datasets: in folders, one a class, in tables, or named one by one. What counts: listing.py."""
 
 import os
 import sys
@@ -11,18 +11,8 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.data.decode import Fit
-from ondevice_trgl.data.listing import (
-    Labelled,
-    Pictures,
-    check_folder,
-    class_folders,
-    files_in,
-    held_out_folder,
-    listed,
-    pictures_in,
-    said_of,
-    shown,
-)
+from ondevice_trgl.data.entries import shown
+from ondevice_trgl.data.listing import Labelled, Pictures, files_in, held_out_in, pictures_in, said_of
 from ondevice_trgl.data.pictures import fit_for
 from ondevice_trgl.data.prepared import find, key_of
 from ondevice_trgl.data.preprocessing import CENTER_CROP
@@ -79,26 +69,27 @@ def picture_source(
     )
 
 
-def holdout_folder(path: Path, fit: Fit) -> Found:
+def holdout_folder(path: Path, fit: Fit, *, scratch_dir: Path | None = None) -> Found:
     """All pictures under the class folders of `path`, one class or more; classes are those that are there.
 
     Where `path` has folders of splits, those of test count, else those of val; `origin` says so. Raises DataError as
     `image_folder` does, but for a class without a picture.
     """
-    check_folder(path)
-    folder = held_out_folder(path)
-    classes = class_folders(folder)
-    listing = listed(folder, classes, all_needed=False)
-    told = said_of(listing, classes)
+    return found_in(held_out_in(path), fit, scratch_dir=scratch_dir)
+
+
+def found_in(pictures: Pictures, fit: Fit, *, scratch_dir: Path | None = None) -> Found:
+    """Pictures that were listed to judge a network by; see `pictures_named`."""
+    files = pictures.splits["test"]
     return Found(
-        f"images under {shown(folder)}{f', {told}' if told else ''}",
-        tuple(shown(name) for name in classes),
-        tuple(path for path, _ in listing.files),
-        _part(listing.files, fit),
+        f"{pictures.origin}{f', {pictures.told}' if pictures.told else ''}",
+        pictures.class_names,
+        tuple(path for path, _ in files),
+        _part(files, fit, scratch_dir),
     )
 
 
-def picture_files(paths: Sequence[Path], fit: Fit) -> Found:
+def picture_files(paths: Sequence[Path], fit: Fit, *, scratch_dir: Path | None = None) -> Found:
     """The files named, whatever their suffix, and of folders every picture at any depth, in that order; labels are 0.
 
     Raises DataError for a path that does not exist, and for a folder without pictures.
@@ -110,7 +101,7 @@ def picture_files(paths: Sequence[Path], fit: Fit) -> Found:
         f"images of {named}{f', {told}' if told else ''}",
         (),
         tuple(path for path, _ in listing.files),
-        _part(listing.files, fit),
+        _part(listing.files, fit, scratch_dir),
     )
 
 

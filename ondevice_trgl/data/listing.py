@@ -10,17 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ondevice_trgl.data.entries import SUFFIXES, is_folder, is_picture, shown, visible
 from ondevice_trgl.errors import DataError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "holdout", "hold-out"),
 }
 """The splits, each with the names that people give it."""
-_NEVER = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
-"""What systems leave beside pictures; names that begin with a dot are theirs too."""
 _ARCHIVES = {
     ".zip": "unzip",
     ".tar": "tar -xf",
@@ -57,11 +55,6 @@ class Pictures:
     """What was left out, and what may not be meant."""
 
 
-def shown(name: str | Path) -> str:
-    """A file's name as text that can be written anywhere: bytes that are no UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def pictures_in(path: Path) -> Pictures:
     """Class folders under `path`, or under its train folder and, where they are there, those of val and test.
 
@@ -87,6 +80,20 @@ def pictures_in(path: Path) -> Pictures:
         splits,
         said_of(Listing(left_out=left_out), classes),
     )
+
+
+def held_out_in(path: Path) -> Pictures:
+    """The class folders that a trained network is judged by, one or more, as the one split `test`.
+
+    Where `path` has folders of splits, those of test, else of val. Raises DataError as `pictures_in` does, but for a
+    class without a picture.
+    """
+    check_folder(path)
+    folder = held_out_folder(path)
+    classes = class_folders(folder)
+    listing = listed(folder, classes, all_needed=False)
+    names = tuple(shown(name) for name in classes)
+    return Pictures(f"images under {shown(folder)}", names, {"test": listing.files}, said_of(listing, classes))
 
 
 def said_of(listing: Listing, classes: Sequence[str]) -> str:
@@ -120,7 +127,7 @@ def split_folders(path: Path) -> dict[str, Path]:
     Raises DataError for two folders of one split.
     """
     folders, found = _split_named(path)
-    alone = len(folders) == 1 and any(entry.is_dir() for entry in _visible(folders[0].path))
+    alone = len(folders) == 1 and any(is_folder(entry) for entry in visible(folders[0].path))
     return found if "train" in found and (len(found) > 1 or alone) else {"train": path}
 
 
@@ -131,7 +138,7 @@ def held_out_folder(path: Path) -> Path:
     """
     folders, found = _split_named(path)
     alone = (
-        len(folders) == len(found) and any(entry.is_dir() for entry in _visible(folders[0].path)) if found else False
+        len(folders) == len(found) and any(is_folder(entry) for entry in visible(folders[0].path)) if found else False
     )
     if not alone and ("train" not in found or len(found) < 2):
         return path
@@ -140,13 +147,13 @@ def held_out_folder(path: Path) -> Path:
 
 def _split_named(path: Path) -> tuple[list["os.DirEntry[str]"], dict[str, Path]]:
     """The folders in `path`, and those among them that are called like a split."""
-    folders = [entry for entry in _visible(path) if entry.is_dir()]
+    folders = [entry for entry in visible(path) if is_folder(entry)]
     found: dict[str, Path] = {}
     for split, names in SPLITS.items():
         own = [folder for folder in folders if folder.name.lower() in names]
         if len(own) > 1:
             raise DataError(
-                f"{shown(path)} has {' and '.join(folder.name for folder in own)}, which both are {split}",
+                f"{shown(path)} has {' and '.join(shown(folder.name) for folder in own)}, which both are {split}",
                 hint="keep one of them, or join their class folders",
             )
         if own:
@@ -159,9 +166,9 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
     Raises DataError where there are none, or one that holds the class folders itself.
     """
-    entries = _visible(folder)
-    names = [entry.name for entry in entries if entry.is_dir()]
-    pictures = sum(_is_picture(entry) for entry in entries)
+    entries = visible(folder)
+    names = [entry.name for entry in entries if is_folder(entry)]
+    pictures = sum(is_picture(entry) for entry in entries)
     if not names:
         said = f"{pictures} pictures, but" if pictures else ""
         raise DataError(
@@ -169,9 +176,9 @@ def class_folders(folder: Path) -> tuple[str, ...]:
             hint="put the images of each class into a sub-folder named after it",
         )
     if len(names) == 1 and not pictures:
-        inner = _visible(folder / names[0])
-        deeper = [entry.name for entry in inner if entry.is_dir()]
-        if len(deeper) > 1 and not any(_is_picture(entry) for entry in inner):
+        inner = visible(folder / names[0])
+        deeper = [entry.name for entry in inner if is_folder(entry)]
+        if len(deeper) > 1 and not any(is_picture(entry) for entry in inner):
             raise DataError(
                 f"{shown(folder)} has one folder, {shown(names[0])}, and the class folders are in that",
                 hint=f"write folder:{shown(folder / names[0])}",
@@ -260,14 +267,10 @@ def _alike(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _is_picture(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-
-
 def _walk(folder: Path, label: int, listing: Listing, seen: set[tuple[int, int]]) -> None:
     try:
         status = folder.stat()
-        entries = _visible(folder)
+        entries = visible(folder)
     except OSError:
         listing.left_out["folders that cannot be read"] += 1
         return
@@ -275,18 +278,11 @@ def _walk(folder: Path, label: int, listing: Listing, seen: set[tuple[int, int]]
         return
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             _walk(Path(entry.path), label, listing, seen)
-        elif _is_picture(entry):
+        elif is_picture(entry):
             listing.files.append((Path(entry.path), label))
         elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 -- no object for a mere question
             listing.left_out["broken links"] += 1
         else:
             listing.left_out[f"{Path(entry.name).suffix.lower() or 'other'} files"] += 1
-
-
-def _visible(folder: "Path | str") -> list["os.DirEntry[str]"]:
-    """What is in `folder`, sorted, but what systems leave there."""
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _NEVER]
-    return sorted(kept, key=lambda entry: entry.name)

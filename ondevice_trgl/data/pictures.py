@@ -1,19 +1,21 @@
-"""Datasets that are picture files, by name: `folder:PATH`. Listed here, decoded elsewhere; imports no torch."""
+"""Datasets that are picture files, by name: `folder:PATH`, `csv:FILE`. Listed here, decoded elsewhere; no torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from ondevice_trgl.config import IN_FILES
 from ondevice_trgl.data.decode import Fit
-from ondevice_trgl.data.listing import (
-    Pictures,
-    check_folder,
-    class_folders,
-    held_out_folder,
-    listed,
-    pictures_in,
-)
+from ondevice_trgl.data.entries import shown
+from ondevice_trgl.data.listing import Pictures, held_out_in, pictures_in
+from ondevice_trgl.data.table import held_out_listed, pictures_listed
 from ondevice_trgl.errors import DataError
 
-KINDS = ("folder",)
+_Read = Callable[[Path], Pictures]
+_READ: dict[str, tuple[str, _Read, _Read]] = {
+    "folder": ("expected folder:PATH", pictures_in, held_out_in),
+    "csv": ("expected csv:FILE", pictures_listed, held_out_listed),
+}
+"""Of every kind in IN_FILES: how it is written, and who reads it to train on, and to judge by."""
 DEFAULT_SIZE = 64
 """Side of the square that pictures become where nobody says otherwise."""
 
@@ -26,20 +28,33 @@ def fit_for(image_size: int | None, orientation: str) -> Fit:
 
 def is_pictures(name: str) -> bool:
     """Whether the dataset `name` is one of picture files."""
-    return name.partition(":")[0] in KINDS and ":" in name
+    return name.partition(":")[0] in IN_FILES and ":" in name
 
 
 def files_held_out(name: str) -> list[Path]:
-    """The files of `name` that a trained network is judged by, in order; see `holdout_folder`. Raises DataError."""
-    folder = Path(name.partition(":")[2]).expanduser()
-    check_folder(folder)
-    held_out = held_out_folder(folder)
-    return [path for path, _ in listed(held_out, class_folders(held_out), all_needed=False).files]
+    """The files of `name` that a trained network is judged by, in order; see `pictures_named`. Raises DataError."""
+    return [path for path, _ in pictures_named(name, held_out=True).splits["test"]]
 
 
-def pictures_named(name: str) -> Pictures:
-    """The files of the dataset `name`, with their labels. Raises DataError; see `pictures_in`."""
-    rest = name.partition(":")[2]
+def pictures_named(name: str, *, held_out: bool = False) -> Pictures:
+    """The files of the dataset `name`, with their labels; `held_out`: those to judge a trained network by, as `test`.
+
+    Raises DataError; see `pictures_in` and `pictures_listed`.
+    """
+    kind, _, rest = name.partition(":")
+    expected, read, read_held_out = _READ[kind]
     if not rest:
-        raise DataError(f"{name!r} names no folder; expected folder:PATH", hint="for example folder:pictures/birds")
-    return pictures_in(Path(rest).expanduser())
+        raise DataError(f"{name!r} names no path; {expected}", hint="for example folder:pictures/birds")
+    return (read_held_out if held_out else read)(Path(rest).expanduser())
+
+
+def meant(name: str) -> str:
+    """A hint for a name that is none of a dataset's, but a path: the way to write it; "" where there is no such."""
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return ""
+    if path.is_dir():
+        return f"did you mean folder:{shown(name)}?"
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return f"did you mean csv:{shown(name)}?"
+    return f"{shown(name)} is a file: pictures are given as folder:PATH, or listed in csv:FILE"

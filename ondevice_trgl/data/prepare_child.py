@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.data.decode import Fit, TooLargeError, decode_bytes, decode_within, size_of
-from ondevice_trgl.data.listing import shown
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.pictures import pictures_named
-from ondevice_trgl.data.prepared import is_there, key_of, store
+from ondevice_trgl.data.prepared import is_there, key_of, prepared_dir, store
 from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, DataError, StorageError
@@ -56,34 +56,37 @@ class Room:
         self._others = caller_bytes + own_peak_rss() + _SPARE_BYTES
         self.most_bytes = None if budget is None else max(0, budget - self._others)
 
-    def check(self) -> None:
+    def check(self, beside: int = 0) -> None:
         """Raises BudgetInfeasibleError where a picture takes more, naming the one that takes most.
 
-        A damaged file takes nothing: decoding it says so.
+        `beside`: what another process holds that will have to decode them, as nothing can be kept. A damaged file takes
+        nothing: decoding it says so.
         """
         largest = (0, Path())
         for path in self._files if self.most_bytes is not None else ():
             with contextlib.suppress(DataError):
                 largest = max(largest, (decode_bytes(path, self._fit), path))
         takes, path = largest
-        if self._budget is None or self.most_bytes is None or takes <= self.most_bytes:
+        if self._budget is None or self.most_bytes is None or takes + beside <= self.most_bytes:
             return
-        width, height = size_of(path, self._fit)
-        needed = -(-(self._others + takes) // 1_000_000) * 1_000_000
+        (width, height), others = size_of(path, self._fit), self._others + beside
+        needed = -(-(others + takes) // 1_000_000) * 1_000_000
+        kept = f"; or let {shown(prepared_dir())} be written, where pictures are kept" if beside else ""
         raise BudgetInfeasibleError(
             f"nothing fits the budget of {format_size(self._budget)}: decoding {shown(path)} ({width}x{height} pixels) "
-            f"takes {format_size(takes)}, beside {format_size(self._others)} of the processes that do it",
+            f"takes {format_size(takes)}, beside {format_size(others)} of the processes that do it",
             budget_bytes=self._budget,
             smallest_feasible_budget_bytes=needed,
-            hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more; or scale that picture down",
+            hint=f"the smallest feasible budget is {needed // 1_000_000}MB or more; or scale that picture down{kept}",
         )
 
 
 def prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Decode what was not decoded before. The request has `fit`, and `data` or `files`.
 
-    `data` names a dataset, `files` are paths. `budget_bytes` (or None) and `caller_bytes` bound a picture; `output` is
-    a descriptor to write `files` to instead of the cache folder; `tell` asks for progress.
+    `data` names a dataset, `files` are paths. `budget_bytes` (or None) and `caller_bytes` bound a picture, and
+    `holder_bytes` too where the cache folder cannot be written: a process that holds so much will ask again then.
+    `output` is a descriptor to write `files` to instead of the cache folder; `tell` asks for progress.
     The answer says whether it was `stored` in the cache folder, and the `peak_bytes` of this process and its callers.
     Raises DataError, StorageError, BudgetInfeasibleError.
     """
@@ -111,7 +114,7 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
             store(key, _decoded(files, fit, room, progress), len(files), fit, keys)
         except OSError:  # no place there; what is wrong with a picture is a DataError
             stored = False
-            room.check()
+            room.check(request.get("holder_bytes", 0))
     return {"stored": stored, "peak_bytes": own_peak_rss() + request.get("caller_bytes", 0)}
 
 

@@ -7,12 +7,12 @@ from ondevice_trgl.data import synthetic
 from ondevice_trgl.data.assemble import assemble, assemble_user
 from ondevice_trgl.data.bundle import Asked
 from ondevice_trgl.data.bundle import DataBundle as DataBundle
-from ondevice_trgl.data.folders import Found, holdout_folder, picture_files, picture_source
+from ondevice_trgl.data.folders import Found, found_in, picture_files, picture_source
 from ondevice_trgl.data.holdout import FilesToTell, Holdout, as_trained, fit_of, pictures, stats_of, user_holdout
 from ondevice_trgl.data.idx import fashion_mnist
 from ondevice_trgl.data.images import ImageSet as ImageSet
 from ondevice_trgl.data.packaged import digits, mnist5k
-from ondevice_trgl.data.pictures import is_pictures, pictures_named
+from ondevice_trgl.data.pictures import is_pictures, meant, pictures_named
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.source import Source
 from ondevice_trgl.data.user import call_named, is_callable_name
@@ -21,11 +21,12 @@ from ondevice_trgl.data.vision import vision_dataset
 from ondevice_trgl.errors import DataError, UnknownNameError
 
 _NAMES = ("digits", "mnist5k", "fashion-mnist", *VISION)
-_FORMS = ("folder:PATH", synthetic.FORM, "pkg.module:callable")
+_FORMS = ("folder:PATH", "csv:FILE", synthetic.FORM, "pkg.module:callable")
 
 
 def data_names() -> list[str]:
-    """The named datasets. Beside them there are `folder:PATH`, `synthetic:CxHxW:CLASSES:N`, `pkg.module:callable`."""
+    """The named datasets. Beside them there are `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES:N`,
+    `pkg.module:callable`."""
     return list(_NAMES)
 
 
@@ -98,16 +99,16 @@ def load_holdout(
 
 def _found(asked: Asked, known: Preprocessing) -> Found | None:
     """Picture files with their classes; None where the name means other data."""
-    kind, _, rest = asked.name.partition(":")
-    if kind == "folder" and rest:
-        return holdout_folder(Path(rest).expanduser(), fit_of(known, asked.name))
+    if is_pictures(asked.name):
+        listed = pictures_named(asked.name, held_out=True)
+        return found_in(listed, fit_of(known, asked.name), scratch_dir=asked.scratch_dir)
     return None
 
 
 def load_pictures(paths: Sequence[Path], known: Preprocessing, *, scratch_dir: Path | None = None) -> FilesToTell:
     """Picture files, and those in folders, as inputs of a network whose data were as `known`. Raises DataError."""
     what = str(paths[0]) if len(paths) == 1 else f"{len(paths)} paths"
-    found = picture_files(paths, fit_of(known, what))
+    found = picture_files(paths, fit_of(known, what), scratch_dir=scratch_dir)
     return FilesToTell(found.files, pictures(found.part, known, Asked(what, scratch_dir=scratch_dir)), found.origin)
 
 
@@ -129,4 +130,4 @@ def _source(asked: Asked, root: Path | None, download: bool, orientation: str = 
         return picture_source(pictures_named(name), asked.image_size, orientation, scratch_dir=asked.scratch_dir)
     if is_callable_name(name):
         return None
-    raise UnknownNameError("dataset", name, [*_NAMES, *_FORMS])
+    raise UnknownNameError("dataset", name, [*_NAMES, *_FORMS], hint=meant(name))

@@ -32,6 +32,8 @@ from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_la
 
 _WAITING_CODE_BYTES = 5_000_000
 """Code that asking a child brings back into memory."""
+_HOLDER_BYTES = 200_000_000
+"""What a process holds that sets up or trains, before its first module."""
 _MOST_TRIES = 8
 _LACKING = ("MemoryError", "allocat", "bad_alloc")
 """What the last words of a process are that was refused memory."""
@@ -81,11 +83,11 @@ def set_up(job: Job, folder: Path, ask: Ask = ask, *, weights: bool = True, told
     try:
         _set_up(job, folder, ask, weights=weights, told=told)
     except BudgetInfeasibleError as refusal:
-        raise _tried(job, refusal, ask) from refusal
+        raise _tried(job, refusal, ask, told) from refusal
     except ProcessDiedError as died:
         if job.config.budget_bytes is None or not _crashed(died):
             raise
-        raise _tried(job, too_large(job.config.budget_bytes, 0), ask) from died
+        raise _tried(job, too_large(job.config.budget_bytes, 0), ask, told) from died
 
 
 def check_names(workload: Workload) -> None:
@@ -124,6 +126,7 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
         "fit": vars(fit_for(workload.image_size, workload.orientation)),
         "budget_bytes": None if _on_gpu(config) else config.budget_bytes,
         "caller_bytes": waiting,
+        "holder_bytes": _HOLDER_BYTES,
         "tell": told is not None,
     }
     # it tunes malloc itself; another one, preloaded, would take some megabytes
@@ -152,6 +155,7 @@ def prepare_for(run_dir: Path, files: Callable[[], list[Path]], budget: Stated |
         "fit": vars(Fit(*known.input_shape, known.orientation)),
         "budget_bytes": bytes_,
         "caller_bytes": waiting,
+        "holder_bytes": _HOLDER_BYTES,
     }
     ask("prepare", request, environment=plain_environment(os.environ))
 
@@ -161,7 +165,7 @@ def _crashed(died: ProcessDiedError) -> bool:
     return died.returncode in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 
 
-def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasibleError:
+def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask, told: Told | None) -> BudgetInfeasibleError:
     """`refusal` with a budget that was tried: what lacks memory cannot tell how much more it would have taken."""
     needed, room = refusal.smallest_feasible_budget_bytes, usable_ram_bytes()
     percent, last = 1, BaseException()
@@ -171,7 +175,7 @@ def _tried(job: Job, refusal: BudgetInfeasibleError, ask: Ask) -> BudgetInfeasib
         larger = dataclasses.replace(job, config=dataclasses.replace(job.config, budget=needed))
         try:
             with staging_folder(job.run_dir) as folder:
-                _set_up(larger, folder, ask, weights=False)
+                _set_up(larger, folder, ask, weights=False, told=told)
             break
         except (BudgetInfeasibleError, ProcessDiedError) as more:
             last = more

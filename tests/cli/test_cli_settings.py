@@ -15,8 +15,7 @@ BUDGET = ("--budget", "600MB")
 
 def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
     flags = {
-        "model": "resnet18", "data": "synthetic:3x8x8:4:32", "image_size": 16,
-        "orientation": "stored", "data_root": "d",
+        "model": "resnet18", "data": "csv:t.csv", "image_size": 16, "orientation": "stored", "data_root": "d",
         "train_limit": 9,
         "weights": "w.pt", "weights_skip": "fc, head.weight",
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
@@ -36,7 +35,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8, "weights_skip": ["fc", "head.weight"]}
     assert {name: settings[name] for name in flags} == expected
     assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
-    assert job.command.startswith("trgl-device train --model resnet18 --data synthetic:3x8x8:4:32 ")
+    assert job.command.startswith("trgl-device train --model resnet18 --data csv:t.csv ")
 
 
 def test_without_flags_the_defaults_hold(cli: Cli, jobs: Jobs) -> None:
@@ -135,6 +134,7 @@ def test_a_config_file_that_is_not_there(cli: Cli, jobs: Jobs) -> None:
     [
         (Workload(), "resnet-small-digits"),
         (Workload(model="resnet18", data="synthetic:3x8x8:4:32"), "resnet18-synthetic-3x8x8-4-32"),
+        (Workload(model="resnet18", data="csv:some/where/labels.csv"), "resnet18-csv-labels.csv"),
         (Workload(data="folder:/some/where/cats & dogs"), "resnet-small-folder-cats-dogs"),
         (Workload(model="my.pkg:net", data="../x"), "my.pkg-net-..-x"),
     ],

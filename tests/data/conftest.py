@@ -17,7 +17,7 @@ FASHION_FILES = {
 @pytest.fixture(autouse=True)
 def _no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ONDEVICE_TRGL_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".empty-cache"))
     monkeypatch.setattr("ondevice_trgl.data.idx._DEBIAN_DIR", tmp_path / "no-debian-package")
 
 

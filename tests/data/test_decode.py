@@ -58,7 +58,7 @@ def test_a_large_picture_is_nearly_what_it_is_when_it_is_scaled_whole(
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [("L", "png"), ("LA", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "tif"), ("RGB", "webp"),
-     ("P", "gif"), ("RGB", "bmp"), ("RGB", "tif"), ("I;16", "png"), ("F", "tif")],
+     ("P", "gif"), ("RGB", "bmp"), ("RGB", "tif"), ("I;16", "png"), ("I;16B", "tif"), ("F", "tif")],
 )  # fmt: skip
 def test_every_mode_is_reduced_in_strips_as_it_is_whole(
     tmp_path: Path, mode: str, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -67,6 +67,8 @@ def test_every_mode_is_reduced_in_strips_as_it_is_whole(
     picture = Image.fromarray(gradient(600, 650))
     if mode == "I;16":
         picture = Image.fromarray(np.array(picture)[:, :, 0].astype(np.uint16) * 257)
+    elif mode == "I;16B":
+        picture = Image.fromarray(np.array(picture)[:, :, 0].astype(">u2") * np.array(257, ">u2"))
     elif mode == "F":
         picture = Image.fromarray(np.array(picture)[:, :, 0].astype(np.float32) / 255)
     else:

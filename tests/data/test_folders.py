@@ -77,7 +77,7 @@ def test_folders_that_hold_nothing_to_train_on_are_refused(tmp_path: Path) -> No
     (tmp_path.parent / "file").write_text("")
     with pytest.raises(DataError, match="a file, and no folder"):
         load_data(f"folder:{tmp_path.parent / 'file'}")
-    with pytest.raises(DataError, match="names no folder"):
+    with pytest.raises(DataError, match="names no path; expected folder:PATH"):
         load_data("folder:")
     with pytest.raises(DataError, match="has no class folders"):
         load_data(f"folder:{tmp_path}")

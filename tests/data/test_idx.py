@@ -37,7 +37,7 @@ def test_it_is_found_in_each_usual_place(
 ) -> None:
     places = {
         "debian": tmp_path / "no-debian-package",
-        "cache": tmp_path / "empty-cache" / "ondevice_trgl" / "fashion-mnist",
+        "cache": tmp_path / ".empty-cache" / "ondevice_trgl" / "fashion-mnist",
         "variable": tmp_path / "variable",
         "root": tmp_path / "root" / "FashionMNIST" / "raw",
     }
@@ -53,7 +53,7 @@ def test_absent_files_are_named_with_the_places_and_the_way_to_get_them(tmp_path
     said = str(caught.value)
     assert all(name in said for pair in FASHION_FILES.values() for name in pair)
     assert str(tmp_path / "mine") in said
-    assert str(tmp_path / "empty-cache" / "ondevice_trgl" / "fashion-mnist") in said
+    assert str(tmp_path / ".empty-cache" / "ondevice_trgl" / "fashion-mnist") in said
     assert "apt install dataset-fashion-mnist" in said
 
 

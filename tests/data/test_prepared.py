@@ -217,6 +217,13 @@ def test_it_is_refused_where_nothing_can_be_kept_either(pictures: Path, monkeypa
     request = {"fit": vars(FIT), "files": [str(path) for path in files_of(pictures)], "caller_bytes": 0}
     with pytest.raises(BudgetInfeasibleError, match=r"decoding .* \(12x9 pixels\) takes"):
         prepare({**request, "budget_bytes": 1_000_000})
+    # whoever holds 200 MB will have it decoded later, as nothing was kept
+    budget = {**request, "budget_bytes": own_peak_rss() + 150_000_000}
+    assert prepare(budget)["stored"] is False
+    with pytest.raises(BudgetInfeasibleError, match="decoding") as caught:
+        prepare({**budget, "holder_bytes": 200_000_000})
+    assert caught.value.smallest_feasible_budget_bytes > own_peak_rss() + 200_000_000
+    assert f"or let {prepared_dir()} be written" in caught.value.hint
 
 
 def test_a_dataset_is_prepared_by_name_split_by_split(pictures: Path, tmp_path: Path) -> None:

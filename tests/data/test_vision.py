@@ -80,7 +80,7 @@ def test_absent_files_are_named_with_the_places(tmp_path: Path, name: str, folde
     said = str(caught.value)
     assert folder in said
     assert str(tmp_path / "mine" / name) in said
-    assert str(tmp_path / "empty-cache") in said
+    assert str(tmp_path / ".empty-cache") in said
     assert "download=True" in said
 
 

@@ -57,6 +57,7 @@ def test_pictures_come_first_and_their_peak_counts(tmp_path: Path) -> None:
     assert request["fit"] == {"channels": 3, "height": 32, "width": 32, "orientation": "stored"}
     assert request["budget_bytes"] == BUDGET
     assert request["caller_bytes"] > 10_000_000
+    assert request["holder_bytes"] == 200_000_000
     assert request["tell"]
     assert asked.planned["set_up_bytes"] == 222
     assert lines == ["preparing 3 pictures: 100%"]
