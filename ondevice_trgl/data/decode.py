@@ -195,23 +195,25 @@ def _takes(image: Any, size: tuple[int, int], fit: Fit, file_bytes: int) -> int:
     Measured with Pillow 13, a format and mode at a time: tests/data/test_decode_memory.py.
     """
     pixels, kept = image.width * image.height, _pixel_bytes(image.mode)
-    if image.format in ("JPEG", "MPO"):
-        takes = kept * pixels + _coefficients(image, size)
-    elif image.format == "TIFF":
-        takes = kept * pixels + _of_tiff(image, kept * pixels, file_bytes)
-    elif image.format in ("PNG", "GIF", "BMP", "PPM"):
-        takes = kept * pixels
-        if image.tile and image.tile[0][0] not in ("zip", "gif", "raw"):  # a decoder in Python, which joins bytes
-            takes += 3 * 4 * pixels
-    elif image.format == "WEBP":  # the file, two canvases, the frame, the picture
-        takes = 16 * pixels + file_bytes
-    else:  # JPEG 2000 takes the most of what else Pillow reads
-        takes = 20 * pixels + file_bytes
+    match image.format:
+        case "JPEG" | "MPO":
+            loading = _coefficients(image, size)
+        case "TIFF":
+            loading = _of_tiff(image, kept * pixels, file_bytes)
+        case "PNG" | "GIF" | "BMP" | "PPM":
+            in_c = not image.tile or image.tile[0][0] in ("zip", "gif", "raw")
+            # a decoder in Python joins bytes: twice, and the room that they grow by
+            loading = 0 if in_c else 5 * pixels * (3 if image.mode == "RGB" else kept) // 2
+        case "WEBP":  # the file, two canvases and the frame
+            loading = 12 * pixels + file_bytes
+        case _:  # JPEG 2000 takes the most of what else Pillow reads
+            loading = 16 * pixels + file_bytes
     most = max(_middle(image.size, shape)[2] for shape in ((fit.width, fit.height), (fit.height, fit.width)))
     reduced = 4 * (image.width // most + 2) * (image.height // most + 2)
     copies = 8 if kept == 1 or image.mode in ("RGB", "RGBA", "LA", "CMYK") else 16  # levels are converted twice
-    work = 16 * pixels if pixels <= _PLAIN_PIXELS else copies * _STRIP_PIXELS + reduced
-    return int(takes + work + 4 * 4 * fit.width * fit.height + _OTHER_BYTES)
+    fitting = 16 * pixels if pixels <= _PLAIN_PIXELS else copies * _STRIP_PIXELS + reduced
+    fitting += 4 * 4 * fit.width * fit.height
+    return int(kept * pixels + max(loading, fitting) + _OTHER_BYTES)  # what loading took is free before it is fitted
 
 
 def _pixel_bytes(mode: str) -> int:

@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tiff lzw in one strip": ("RGB", "tif", {"compression": "tiff_lzw", "strip_size": 1 << 30}),
     "tiff turned": ("RGB", "tif", {"tiffinfo": {274: 6}}),
     "ppm": ("RGB", "ppm", {}),
+    "ppm of 101 levels": ("RGB", "ppm", {}),
 }
 
 
@@ -67,6 +68,8 @@ def saved(path: Path, mode: str, size: tuple[int, int], options: dict[str, Any])
     elif mode in ("I", "I;16"):
         noise = noise.convert("I").point(lambda level: level * 257 + 0.0)
     (noise.convert("I;16") if mode == "I;16" else noise.convert(mode)).save(path, **options)
+    if "101" in path.name:  # a decoder in Python reads it
+        path.write_bytes(path.read_bytes().replace(b"255", b"100", 1))
     return path
 
 
@@ -100,7 +103,7 @@ def test_what_decoding_takes_is_known_from_the_header(kind: str, measured: dict[
     path, taken = measured[kind]
     foretold = decode_bytes(path, FIT)
     assert taken <= foretold
-    assert foretold <= taken * 1.1 + 10_000_000
+    assert foretold <= taken * 1.05 + 7_000_000
 
 
 def test_what_takes_more_than_it_may_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +119,7 @@ def test_a_jpeg_is_decoded_small_and_one_in_several_scans_is_not(tmp_path: Path)
     baseline = saved(tmp_path / "baseline.jpg", "RGB", SIZE, {})
     progressive = saved(tmp_path / "progressive.jpg", "RGB", SIZE, {"progressive": True})
     assert decode_bytes(baseline, FIT) < decode_bytes(baseline, Fit(3, 900, 900)) / 2
-    assert decode_bytes(progressive, FIT) - decode_bytes(baseline, FIT) >= 3 * SIZE[0] * SIZE[1]
+    assert decode_bytes(baseline, FIT) < 3 * SIZE[0] * SIZE[1] <= decode_bytes(progressive, FIT)
 
 
 def _never(*arguments: object) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data import folders
 from ondevice_trgl.errors import BudgetInfeasibleError
 from ondevice_trgl.job import Job
 from ondevice_trgl.setup import steps
 from ondevice_trgl.setup.steps import set_up
+from tests.asked_here import ask_here, plan_job
 
 BUDGET = 500_000_000
 
@@ -92,3 +94,27 @@ def test_a_picture_that_does_not_fit_is_refused_with_a_budget_that_was_tried(tmp
     assert caught.value.smallest_feasible_budget_bytes == 300_000_000
     assert caught.value.hint == "the smallest feasible budget is 300MB or more; or scale it down"
     assert asked.names == ["prepare", "prepare", "stage", "plan"]
+
+
+def test_every_process_of_a_run_reads_what_the_first_has_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for label, name in enumerate("ab"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(10):
+            image.new("RGB", (12, 9), (200 * label, 10 * index, 5)).save(tmp_path / "pictures" / name / f"{index}.png")
+    names: list[str] = []
+
+    def ask(name: str, request: dict[str, Any], **more: Any) -> dict[str, Any]:
+        names.append(name)
+        return ask_here(name, request, **more)
+
+    def decoded_again(*given: Any, **more: Any) -> dict[str, Any]:
+        raise AssertionError("it was decoded again")
+
+    monkeypatch.setattr(folders, "ask", decoded_again)
+    report = plan_job(job(tmp_path, 2_000_000_000, image_size=8, model="resnet-preact-1x4"), ask=ask)
+    assert names == ["prepare", "stage", "plan"]
+    assert report.status == "planned"
+    assert report.workload["input_shape"] == [3, 8, 8]
