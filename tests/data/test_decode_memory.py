@@ -103,7 +103,7 @@ def test_what_decoding_takes_is_known_from_the_header(kind: str, measured: dict[
     path, taken = measured[kind]
     foretold = decode_bytes(path, FIT)
     assert taken <= foretold
-    assert foretold <= taken * 1.05 + 7_000_000
+    assert foretold <= taken * 1.15 + 7_000_000
 
 
 def test_what_takes_more_than_it_may_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
