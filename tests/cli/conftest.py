@@ -30,6 +30,7 @@ class Jobs(ModuleType):
         self.arguments: list[Any] = []
         self.error: BaseException | None = None
         self.peak_bytes = 400 << 20
+        self.says: list[str] = []
         self.train: Callable[[tuple[Callback, ...]], None] = lambda callbacks: None
 
     def _result(self, call: str) -> Report:
@@ -38,14 +39,21 @@ class Jobs(ModuleType):
             raise self.error
         return self.report
 
+    def _tell(self, told: Callable[[str], None] | None) -> None:
+        if told is not None:
+            for line in self.says:
+                told(line)
+
     def plan_job(self, job: Job, *, told: Callable[[str], None] | None) -> Report:
         self.jobs.append(job)
+        self._tell(told)
         return self._result("plan")
 
     def train_job(
         self, job: Job, callbacks: tuple[Callback, ...] = (), *, told: Callable[[str], None] | None
     ) -> Report:
         self.jobs.append(job)
+        self._tell(told)
         self.train(callbacks)
         return self._result("train")
 

@@ -347,3 +347,13 @@ def test_plan_takes_what_train_takes() -> None:
     taken = {name: set(names) for name, _, names, *_ in app.COMMANDS}
     assert taken["train"] - taken["plan"] == {"dry_run"}
     assert {*options.TRAINING, "pareto"} == taken["plan"]
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_how_far_the_pictures_are_is_said_on_stderr_to_who_wants_it(cli: Cli, jobs: Jobs, command: str) -> None:
+    jobs.says = ["preparing 20,000 pictures: 40%"]
+    result = cli(command, *BUDGET)
+    assert jobs.says[0] in result.err.splitlines()
+    assert "preparing" not in result.out
+    for flag in ("-q", "--progress=none"):
+        assert "preparing" not in cli(command, *BUDGET, flag).err
