@@ -22,6 +22,8 @@ from ondevice_trgl.data.source import cache_dir
 _FORMAT = 1
 MOST_BYTES = 4_000_000_000
 """What the prepared files may take together; those that were not used for longest go first."""
+MOST_FILES = 200
+"""And how many of them there may be: single pictures that were asked about are small, and come often."""
 _LEAST_FREE = 10
 """And the share of the disk that they leave free: a tenth."""
 _PARTIAL = ".part"
@@ -122,13 +124,14 @@ def make_room(folder: Path, need: int, keep: Iterable[str]) -> None:
     files = sorted(one for one in known if one[2].suffix == ".u8")
     disk, total = shutil.disk_usage(folder), sum(size for _, size, _ in files)
     bound = min(MOST_BYTES, total + disk.free - disk.total // _LEAST_FREE)
+    surplus = len(files) + 1 - MOST_FILES
     for _, size, path in files:
-        if total + need <= bound:
+        if total + need <= bound and surplus <= 0:
             return
         if path.stem not in kept:
             _remove(path.with_suffix(".json"))
             _remove(path)
-            total -= size
+            total, surplus = total - size, surplus - 1
 
 
 def _remove(path: Path) -> None:

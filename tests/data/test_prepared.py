@@ -168,6 +168,15 @@ def test_those_not_used_for_longest_make_room(tmp_path: Path, monkeypatch: pytes
     assert left == ["alive.u8.y.part", "kept.u8", "youngest.u8"]
 
 
+def test_there_are_only_so_many_however_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "MOST_FILES", 3)
+    for age, name in enumerate(("a.u8", "b.u8", "c.u8", "d.u8")):
+        (tmp_path / name).write_bytes(b"1")
+        os.utime(tmp_path / name, (1000 + age,) * 2)
+    make_room(tmp_path, 1, ["a"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.u8", "d.u8"], "and one more is to come"
+
+
 def test_what_is_read_counts_as_used(pictures: Path) -> None:
     files = files_of(pictures)
     store(key_of(files, FIT), [decode(path, FIT) for path in files], len(files), FIT)
