@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ondevice_trgl.config import Workload
 from ondevice_trgl.data.holdout import Holdout, as_trained
 from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.pictures import same_data
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.registry import load_holdout, load_pictures
 from ondevice_trgl.device.limit import NoLimit, limit_for
@@ -35,6 +36,10 @@ from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.workload import build_for, load_bundle
 
 ENSEMBLE = "ensemble"
+_CHANGED = (
+    "these are not the data of the training any more: what is taken for the test part may hold samples that were"
+    " trained on"
+)
 _GROUP_BYTES = 8_000_000
 """Pictures are told apart in groups whose class probabilities take about this much."""
 
@@ -119,10 +124,12 @@ def _test_data(
     """What to measure on; of the run's own data the test set, with their digest."""
     own = network.workload
     root = own.data_root if data_root is None else data_root
-    if data is None or data == own.data:
+    if data is None or same_data(data, own.data):
         bundle = load_bundle(dataclasses.replace(own, data_root=root), network.seed, network.scratch, network.known)
         origin = f"the test part of {own.data}"
         held = as_trained(bundle.test, bundle.class_names, origin, network.known, what=own.data, by_order=by_order)
+        if network.trained.report.workload.get("digest") not in (None, bundle.digest):
+            held = dataclasses.replace(held, told=(*held.told, _CHANGED))
         return held, bundle.digest
     held = load_holdout(
         data,

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.listing import files_in
-from ondevice_trgl.data.pictures import files_held_out, is_pictures
+from ondevice_trgl.data.pictures import files_held_out, is_pictures, same_data
 from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import own_peak_rss
+from ondevice_trgl.errors import DataError
 from ondevice_trgl.job import Job
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, answer, ask
 from ondevice_trgl.report.model import Report, read_report
-from ondevice_trgl.run.run_dir import RECORD, RunDir, read_json
+from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.run_dir import RECORD, REPORT, RunDir, read_json
 from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.steps import prepare_for, set_up, settled, staging_folder
 
@@ -53,14 +56,25 @@ def train_job(
         if told is not None:
             told(f"data: {read_json(folder / RECORD).get('subject', {}).get('description', '')}")
         RunDir.adopt(folder, job.run_dir, force=job.force)
-    return resume_job(job.run_dir, callbacks)
+    return _go_on(job.run_dir, callbacks)
 
 
-def resume_job(run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: Stated | None = None) -> Report:
+def resume_job(
+    run_dir: Path, callbacks: "Sequence[Callback]" = (), *, budget: Stated | None = None, ask: Ask = ask
+) -> Report:
     """Go on where the run in `run_dir` stands, within another budget where one is given.
 
     A finished run is reported as it is. Raises TrglError.
     """
+    own = _own_pictures(run_dir)
+    if own is not None and (run_dir / REPORT).is_file() and read_report(run_dir).status != "completed":
+        # what was decoded for it may have made room since; this process is small now
+        prepare_for(run_dir, own, budget, ask)
+    return _go_on(run_dir, callbacks, budget)
+
+
+def _go_on(run_dir: Path, callbacks: "Sequence[Callback]" = (), budget: Stated | None = None) -> Report:
+    """As `resume_job`, where the pictures have been decoded."""
     ours = "torch" not in sys.modules  # what a program of the caller's held before is not ours
     from ondevice_trgl import named
 
@@ -81,7 +95,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Accuracy of a trained run on its own test set, or on another dataset as `load_holdout` finds it.
 
-    Other data are normalised as the training's were, and their classes matched by name, or by order with `by_order`.
+    Its own data, however their path is written, are those of no `data`; that they changed since training is told. Other
+    data are normalised as the training's were, and their classes matched by name, or by order with `by_order`.
 
     One module in memory at a time, held to `budget` or else to the run's own. `head` is "best", "last", an index, or
     "ensemble": the mean of the class probabilities of all heads. "heads" has the accuracy of every head on the way.
@@ -90,7 +105,16 @@ def evaluate_run(
     """
     ours = "torch" not in sys.modules
     _check_head(run_dir, head)
-    if data is not None and is_pictures(data):
+    own = _own_pictures(run_dir)
+    if own is not None and (data is None or same_data(data, own)):
+        place = Path(own.partition(":")[2])
+        if not place.exists():
+            raise DataError(
+                f"{shown(place)} is gone, where the pictures are that the run was trained with",
+                hint="bring it back, or give other pictures: --data folder:PATH measures all of them",
+            )
+        prepare_for(run_dir, own, budget, ask)
+    elif data is not None and is_pictures(data):
         prepare_for(run_dir, lambda: files_held_out(data), budget, ask)
     from ondevice_trgl.evaluate import evaluate
 
@@ -119,6 +143,14 @@ def predict_run(
 
     importing = own_peak_rss() if ours else 0
     return predict(run_dir, importing, paths, head=head, top=top, budget=budget)
+
+
+def _own_pictures(run_dir: Path) -> str | None:
+    """The name of the data that the run was made with, where those are picture files. Raises RunDirError."""
+    record = RunDir.open(run_dir).load(RECORD, RunRecord.from_dict)
+    if record.workload is None or not is_pictures(record.workload.data):
+        return None
+    return record.named(run_dir).data
 
 
 def _check_head(run_dir: Path, head: str) -> None:

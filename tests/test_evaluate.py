@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 from ondevice_trgl import BudgetInfeasibleError, DataError, UsageError
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.prepared import prepared_dir
 from ondevice_trgl.job import Job
-from ondevice_trgl.jobs import evaluate_run, predict_run
+from ondevice_trgl.jobs import evaluate_run, predict_run, resume_job
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import read_report
 from tests.asked_here import train_job
@@ -159,6 +161,7 @@ def test_the_runs_own_data_keep_its_mean_and_spread_whatever_was_added(home: Pat
         Image.new("RGB", (14, 10), (255, 255, 255)).save(file)
     result = evaluate_run(tmp_path / "run", head="last")
     assert result["matches_report"] is None, "these are other data than the report's"
+    assert "not the data of the training any more" in result["told"][-1]
     assert read_report(tmp_path / "run").preprocessing == read_report(home / "run").preprocessing
 
 
@@ -173,6 +176,47 @@ def test_a_run_is_evaluated_from_anywhere_and_with_its_data_moved(
     assert evaluate_run(project / "run")["matches_report"] is True
     project.rename(tmp_path / "elsewhere")
     assert evaluate_run(tmp_path / "elsewhere" / "run")["matches_report"] is True
+
+
+def test_the_runs_own_pictures_are_known_however_their_path_is_written(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was trained on would be measured, and called a hold-out."""
+    monkeypatch.chdir(home)
+    (tmp_path / "link").symlink_to(home / "a")
+    for name in ("folder:a", "folder:./a/", f"folder:{tmp_path / 'link'}", f"folder:{home}/dusk/../a"):
+        result = evaluate_run(home / "run", data=name)
+        assert (result["samples"], result["matches_report"]) == (2, True)
+        assert len(result["told"]) == 1
+    assert evaluate_run(home / "run", data="folder:dusk")["samples"] == 40
+
+
+def test_the_runs_own_pictures_are_decoded_within_the_budget_too(tmp_path: Path) -> None:
+    """What was prepared makes room for others: then it is decoded again, while torch is not here."""
+    folder = fill(tmp_path / "a")
+    Image.new("RGB", (6000, 5000), BLUE).save(folder / "dogs" / "99.png")
+    train(folder, tmp_path / "run")
+    paused = tmp_path / "paused"
+    shutil.copytree(tmp_path / "run", paused)
+    report = json.loads((paused / "report.json").read_text())
+    (paused / "report.json").write_text(json.dumps({**report, "status": "paused"}))
+    for file in prepared_dir().iterdir():
+        file.unlink()
+    for use in (evaluate_run, resume_job):
+        run = tmp_path / "run" if use is evaluate_run else paused
+        with pytest.raises(BudgetInfeasibleError, match=r"decoding .*99\.png \(6000x5000 pixels\) takes"):
+            use(run, budget="120MB")
+    assert evaluate_run(tmp_path / "run")["matches_report"] is True
+
+
+def test_pictures_of_the_training_that_are_gone_are_named(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "a")
+    train(folder, tmp_path / "run")
+    folder.rename(tmp_path / "b")
+    with pytest.raises(DataError, match=r"/a is gone, where the pictures are that the run was trained with") as gone:
+        evaluate_run(tmp_path / "run")
+    assert "--data folder:PATH" in gone.value.hint
+    assert evaluate_run(tmp_path / "run", data=f"folder:{tmp_path / 'b'}")["samples"] == 24
 
 
 def test_a_network_of_bytes_wants_bytes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

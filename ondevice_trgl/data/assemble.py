@@ -44,7 +44,7 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
     )
     kept = _keep(part, asked.split(part.labels, carved, source.class_names), stored, asked, digest)
     train = kept["train"]
-    stats = stats or pixel_stats(train.records, train.slots, stored)
+    stats = stats.stored(stored[0]) if stats is not None else pixel_stats(train.records, train.slots, stored)
     if stats.constant:
         raise all_alike(asked.name, len(train.slots), *stats.mean)
     digest.update(repr(stats).encode())

@@ -81,6 +81,11 @@ class PixelStats:
         repeat = channels if len(self.mean) == 1 else 1
         return PixelStats(self.mean * repeat, self.std * repeat)
 
+    def stored(self, channels: int) -> "PixelStats":
+        """The inverse of `over`: those of the one channel that was repeated; of pictures with more, as they are."""
+        repeated = channels == 1 and len({*zip(self.mean, self.std, strict=True)}) == 1
+        return PixelStats(self.mean[:1], self.std[:1]) if repeated else self
+
 
 class StoredSet(ImageSet):
     """Images kept as uint8 records: read, resized (bilinear, no antialiasing), normalised, straight into `out`.

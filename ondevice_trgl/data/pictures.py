@@ -1,5 +1,6 @@
 """Datasets that are picture files, by name: `folder:PATH`, `csv:FILE`. Listed here, decoded elsewhere; no torch."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def fit_for(image_size: int | None, orientation: str) -> Fit:
 def is_pictures(name: str) -> bool:
     """Whether the dataset `name` is one of picture files."""
     return name.partition(":")[0] in IN_FILES and ":" in name
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two names are of the same data: those of picture files however their path is written."""
+    if one == other or not (is_pictures(one) and is_pictures(other)):
+        return one == other
+    (kind, _, place), (other_kind, _, other_place) = one.partition(":"), other.partition(":")
+    if not (kind == other_kind and place and other_place):
+        return False
+    return os.path.realpath(Path(place).expanduser()) == os.path.realpath(Path(other_place).expanduser())
 
 
 def files_held_out(name: str) -> list[Path]:

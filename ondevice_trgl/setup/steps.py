@@ -134,10 +134,13 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
     return 0 if _on_gpu(config) else int(peak)
 
 
-def prepare_for(run_dir: Path, files: Callable[[], list[Path]], budget: Stated | None, ask: Ask) -> None:
-    """Have pictures decoded for a trained run, by another process within its budget, while this one is small.
+def prepare_for(
+    run_dir: Path, files: Callable[[], list[Path]] | str, budget: Stated | None, ask: Ask, told: Told | None = None
+) -> None:
+    """Have pictures decoded for a run, by another process within its budget, while this one is small.
 
-    Nothing is done where the run takes no pictures: whoever reads the files says so. `files` is asked where it does.
+    Those of a dataset that is named, split as for training, or `files`: they are asked for where the run takes
+    pictures. Nothing is done where it does not: whoever reads the files says so. `told` is given lines about it.
     Raises RunDirError, DataError, BudgetInfeasibleError.
     """
     record, report = RunDir.open(run_dir).load(RECORD, dict), read_report(run_dir)
@@ -151,13 +154,14 @@ def prepare_for(run_dir: Path, files: Callable[[], list[Path]], budget: Stated |
         bytes_ = report.budget_bytes if budget is None else Allowance(budget).now()
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     request = {
-        "files": [str(path) for path in files()],
+        **({"data": files} if isinstance(files, str) else {"files": [str(path) for path in files()]}),
         "fit": vars(Fit(*known.input_shape, known.orientation)),
         "budget_bytes": bytes_,
         "caller_bytes": waiting,
         "holder_bytes": _HOLDER_BYTES,
+        "tell": told is not None,
     }
-    ask("prepare", request, environment=plain_environment(os.environ))
+    ask("prepare", request, environment=plain_environment(os.environ), told=told)
 
 
 def _crashed(died: ProcessDiedError) -> bool:

@@ -71,3 +71,12 @@ def test_no_heavy_module_was_imported_by_loading_small_data() -> None:
     before = set(sys.modules)
     load_data("digits", image_size=9)
     assert not {"torchvision", "PIL", "torch._dynamo"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("digits", 3), ("digits", None), ("synthetic:3x8x8:2:40", None)])
+def test_data_that_are_normalised_as_before_are_the_same(name: str, channels: int | None) -> None:
+    """By their digest, too: else an evaluation of a repeated channel would take them for other data."""
+    first = load_data(name, channels=channels)
+    again = load_data(name, channels=channels, known=first.preprocessing)
+    assert again.digest == first.digest
+    assert again.preprocessing == first.preprocessing
