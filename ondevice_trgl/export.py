@@ -31,6 +31,8 @@ def export_run(run_dir: Path, *, format: str, head: str | int, output: Path, for
     record = run.load(RECORD, RunRecord.from_dict)
     if record.preprocessing and beside(output).exists() and not force:
         raise UsageError(f"{beside(output)} exists, where the class names go", hint="--force overwrites both files")
+    if record.preprocessing and beside(output).is_dir():
+        raise UsageError(f"{beside(output)} is a folder, where the class names go", hint="choose another output")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output.absolute().parent} is no folder", hint="make it, or choose another output")
     sources = {}

@@ -156,3 +156,12 @@ def test_neither_file_of_an_export_is_overwritten_unasked(run: tuple[Path, Repor
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
     export_run(run[0], format="state-dict", head="last", output=tmp_path / "m.safetensors", force=True)
     assert "class_names" in (tmp_path / "m.json").read_text()
+
+
+def test_a_folder_where_the_class_names_go_is_refused_before_anything_is_written(
+    run: tuple[Path, Report], tmp_path: Path
+) -> None:
+    (tmp_path / "m.json").mkdir()
+    with pytest.raises(UsageError, match=r"m\.json is a folder, where the class names go"):
+        export_run(run[0], format="state-dict", head="last", output=tmp_path / "m.safetensors", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]

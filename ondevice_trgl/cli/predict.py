@@ -7,6 +7,7 @@ from ondevice_trgl.cli.evaluate import over_budget, parse_head, peak_lines
 from ondevice_trgl.cli.process import prepare_process
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.policy import parse_budget
 from ondevice_trgl.report.table import Cell, format_fraction, make_table, table_lines
@@ -32,8 +33,11 @@ def run_predict(shell: Shell, given: dict[str, Any]) -> int:
     rows: list[list[Cell]] = []
     for found in result["predictions"]:
         for number, likely in enumerate(found["top"]):
-            rows.append(["" if number else found["file"], likely["class"], format_fraction(likely["confidence"])])
-    shell.lines(table_lines(make_table("Predictions", ("<file", "<class", "confidence"), rows), shell.width))
+            rows.append(
+                ["" if number else shown(found["file"]), likely["class"], format_fraction(likely["confidence"])]
+            )
+    table = make_table("Predictions", ("<file", "<class", "confidence"), rows)
+    shell.lines(table_lines(table, 10**6))  # never cut: a path is there to be copied
     shell.lines(peak_lines(result))
     return over_budget(result)
 

@@ -43,12 +43,11 @@ class Shell:
 
         console = Console(no_color=self.no_color or None, highlight=False, soft_wrap=True)
         for line in lines:
-            console.print(Text.assemble(*((span.text, _STYLES[span.tone]) for span in line)))
+            console.print(Text.assemble(*((_writable(span.text), _STYLES[span.tone]) for span in line)))
 
     def text(self, text: str) -> None:
         """Plain text to stdout; what its encoding lacks is escaped."""
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
+        print(_writable(text))
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The one JSON object of stdout."""
@@ -80,6 +79,12 @@ class Shell:
             self.record({"status": "failed", "error": type(error).__name__, "message": str(error)})
         name = type(error).__name__
         return self.complain(f"{name}: {error}", hint="" if self.verbose else "-v shows the traceback", code=1)
+
+
+def _writable(text: str) -> str:
+    """`text` with what the encoding of stdout lacks escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _error_record(error: TrglError) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """What lies in a folder, but for what systems leave there. Imports no torch."""
 
 import os
+import re
 from pathlib import Path
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _NEVER = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
 """What systems leave beside pictures; names that begin with a dot are theirs too."""
 
 
 def shown(name: str | Path) -> str:
-    """A file's name as text that can be written anywhere: bytes that are no UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as one line that can be written anywhere: control characters, bytes that are no UTF-8 escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

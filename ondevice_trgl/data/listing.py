@@ -104,10 +104,10 @@ def said_of(listing: Listing, classes: Sequence[str]) -> str:
 
 def check_folder(path: Path) -> None:
     """Raises DataError where `path` is no folder."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 -- False too for a name that no system takes
         return
     name = shown(path)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         raise DataError(
             f"folder:{name}: no such folder", hint="give the folder that holds one sub-folder for each class"
         )
@@ -221,18 +221,24 @@ def listed(folder: Path, classes: Iterable[str], *, all_needed: bool) -> Listing
 def files_in(paths: Iterable[Path]) -> Listing:
     """The files that are named, whatever they are called, and the pictures of folders, at any depth; all labelled 0.
 
-    Raises DataError for a path that is neither, and where there is no picture.
+    Raises DataError for a path that is neither (a pipe would be waited for, and gives its picture once), and where
+    there is no picture.
     """
     listing = Listing()
     for path in paths:
         before = len(listing.files)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 -- False too for a name that no system takes
             _walk(path, 0, listing, set())
             if len(listing.files) == before:
                 left = f"; left out: {listing.told()}" if listing.left_out else ""
                 raise DataError(f"{shown(path)} has no images{left}", hint=f"images end in {' '.join(SUFFIXES)}")
-        elif path.exists():
+        elif os.path.isfile(path):  # noqa: PTH113
             listing.files.append((path, 0))
+        elif os.path.exists(path):  # noqa: PTH110
+            raise DataError(
+                f"{shown(path)} is neither a file nor a folder, but a pipe or a device",
+                hint="write the picture to a file first",
+            )
         else:
             raise DataError(f"{shown(path)}: no such file or folder", hint="give picture files, or folders of them")
     if not listing.files:

@@ -3,7 +3,8 @@
     pictures/KEY.u8     the records, one after another
     pictures/KEY.json   written last: how many, how large, what made them
 
-KEY says which files, how large and how old, and what every picture becomes; labels are not in it. Imports no torch.
+KEY says which files, how large, how old and when changed, and what every picture becomes; labels are not in it. Imports
+no torch.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ def key_of(files: Sequence[Path], fit: Fit) -> str:
     for path in files:
         try:
             status = os.stat(path)  # noqa: PTH116 -- tens of thousands of them
-            stamp = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
+            # the last cannot be set: a file of the same size is put there with another's time by rsync, tar, cp -p
+            stamp = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
         except OSError:  # decoding it will say so
             stamp = "\0\0\0"
         digest.update(os.fsencode(os.path.abspath(path)) + stamp.encode())  # noqa: PTH100

@@ -96,10 +96,14 @@ def _rows(path: Path) -> tuple[list[_Row], int]:
 
 
 def _read(path: Path) -> Iterator[_Row]:
-    if path.is_dir() or not path.exists():
-        what = "a folder" if path.is_dir() else "no such file"
-        hint = f"a folder of class folders is given as folder:{shown(path)}" if path.is_dir() else "check the path"
-        raise DataError(f"csv:{shown(path)}: {what}", hint=hint)
+    if os.path.isdir(path):  # noqa: PTH112 -- these are False too for a name that no system takes
+        hint = f"a folder of class folders is given as folder:{shown(path)}"
+        raise DataError(f"csv:{shown(path)}: a folder", hint=hint)
+    if not os.path.isfile(path):  # noqa: PTH113
+        if os.path.exists(path):  # noqa: PTH110
+            hint = "write the table to a file first: it is read more than once"
+            raise DataError(f"csv:{shown(path)}: a pipe or a device, and no file", hint=hint)
+        raise DataError(f"csv:{shown(path)}: no such file", hint="check the path")
     line = 1
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -144,7 +148,7 @@ def _row(path: Path, line: int, name: str, label: str, split: str, *, with_split
         said = f"{shown(split)!r} is no split" if split else f"{shown(name)} has no split"
         _fail(path, line, f"{said}; expected {', '.join(SPLITS)}")
     picture = Path(os.path.normpath(path.parent / name))
-    if not picture.is_file():
+    if not os.path.isfile(picture):  # noqa: PTH113 -- False too for a name that no system takes
         _fail(path, line, f"there is no file {shown(picture)}", "paths count from the folder of the CSV file")
     return _Row(line, picture, label, known)
 

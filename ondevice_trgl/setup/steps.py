@@ -134,13 +134,11 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
     return 0 if _on_gpu(config) else int(peak)
 
 
-def prepare_for(
-    run_dir: Path, files: Callable[[], list[Path]] | str, budget: Stated | None, ask: Ask, told: Told | None = None
-) -> None:
+def prepare_for(run_dir: Path, files: Callable[[], list[Path]] | str, budget: Stated | None, ask: Ask) -> None:
     """Have pictures decoded for a run, by another process within its budget, while this one is small.
 
     Those of a dataset that is named, split as for training, or `files`: they are asked for where the run takes
-    pictures. Nothing is done where it does not: whoever reads the files says so. `told` is given lines about it.
+    pictures. Nothing is done where it does not: whoever reads the files says so.
     Raises RunDirError, DataError, BudgetInfeasibleError.
     """
     record, report = RunDir.open(run_dir).load(RECORD, dict), read_report(run_dir)
@@ -159,9 +157,8 @@ def prepare_for(
         "budget_bytes": bytes_,
         "caller_bytes": waiting,
         "holder_bytes": _HOLDER_BYTES,
-        "tell": told is not None,
     }
-    ask("prepare", request, environment=plain_environment(os.environ), told=told)
+    ask("prepare", request, environment=plain_environment(os.environ))
 
 
 def _crashed(died: ProcessDiedError) -> bool:

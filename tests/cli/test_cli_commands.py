@@ -1,6 +1,7 @@
 """What each command prints where, and its exit code."""
 
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from ondevice_trgl import __version__
 from ondevice_trgl.cli import app, options
+from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.errors import (
     BudgetExceededError,
     BudgetInfeasibleError,
@@ -22,6 +24,7 @@ from ondevice_trgl.errors import (
     TrglError,
 )
 from ondevice_trgl.report.model import Report
+from ondevice_trgl.report.table import Span
 from tests.cli.conftest import Cli, Jobs
 
 BUDGET = ("--budget", "600MB")
@@ -221,6 +224,9 @@ def test_predict(cli: Cli, jobs: Jobs) -> None:
         ["measured", "peak", "400", "MiB", "of", "572", "MiB"],
     ]
     assert "left out: 1 .txt files" in result.err
+    long = f"{'n' * 150}.jpg"
+    assert long in cli("predict", "runs/r", long).out, "a path is there to be copied"
+    assert r"a\nb.jpg" in cli("predict", "runs/r", "a\nb.jpg").out
     assert [one["class"] for one in cli("predict", "runs/r", "a.jpg", "--json").json["predictions"]] == ["cat"]
     jobs.peak_bytes = 601_000_000
     assert cli("predict", "runs/r", "a.jpg").code == 4
@@ -357,3 +363,12 @@ def test_how_far_the_pictures_are_is_said_on_stderr_to_who_wants_it(cli: Cli, jo
     assert "preparing" not in result.out
     for flag in ("-q", "--progress=none"):
         assert "preparing" not in cli(command, *BUDGET, flag).err
+
+
+def test_a_terminal_that_lacks_a_letter_shows_its_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", stream)
+    Shell("trgl-device predict", no_color=True).lines([(Span("caf\xe9"), Span(" 90%"))])
+    stream.flush()
+    assert stream.buffer.getvalue().decode("ascii") == "caf\\xe9 90%\n"

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from ondevice_trgl.data.decode import Fit
+from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.folders import picture_files
+from ondevice_trgl.data.listing import files_in
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.errors import DataError, UnknownNameError
 
@@ -66,7 +68,7 @@ def test_a_split_in_another_unicode_form_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a class", "-x", "{b}", "c\nd", "%s", "'", "日本"])
 def test_any_name_is_a_class(tmp_path: Path, name: str) -> None:
-    assert name in load_data(f"folder:{fill(tmp_path, name, 'other')}", image_size=8).class_names
+    assert shown(name) in load_data(f"folder:{fill(tmp_path, name, 'other')}", image_size=8).class_names
 
 
 @pytest.mark.parametrize(
@@ -123,3 +125,33 @@ def test_a_path_without_its_kind_is_told_how_to_write_it(tmp_path: Path) -> None
         with pytest.raises(UnknownNameError, match="unknown dataset") as caught:
             load_data(str(path))
         assert caught.value.hint == hint
+
+
+def test_a_name_is_one_line_wherever_it_is_written() -> None:
+    assert shown("a\nb\x1b[31m.png") == r"a\nb\x1b[31m.png"
+    assert shown("über wald.png") == "über wald.png"
+
+
+def test_what_is_named_and_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is neither a file nor a folder") as caught:
+        files_in([tmp_path / "pipe.png"])
+    assert caught.value.hint == "write the picture to a file first"
+    with pytest.raises(DataError, match=r"csv:.*pipe\.png: a pipe or a device") as caught:
+        load_data(f"csv:{tmp_path / 'pipe.png'}")
+    assert "read more than once" in caught.value.hint
+    with pytest.raises(DataError, match="no such file or folder"):
+        files_in([tmp_path / f"{'n' * 300}.png"])
+
+
+def test_a_name_that_is_too_long_for_the_system_is_of_nothing(tmp_path: Path) -> None:
+    long = "n" * 300
+    with pytest.raises(DataError, match="no such folder"):
+        load_data(f"folder:{tmp_path / long}")
+    with pytest.raises(DataError, match="no such file"):
+        load_data(f"csv:{tmp_path / long}")
+    with pytest.raises(UnknownNameError):
+        load_data(long)
+    (tmp_path / "table.csv").write_text(f"path,label\n{long},a\n")
+    with pytest.raises(DataError, match="line 2: there is no file"):
+        load_data(f"csv:{tmp_path / 'table.csv'}")

@@ -92,6 +92,19 @@ def test_what_is_prepared_depends_on_files_and_form_alone(pictures: Path) -> Non
     assert len({key, *others}) == 7
 
 
+def test_a_picture_that_was_replaced_is_decoded_anew_whatever_time_it_is_given(tmp_path: Path) -> None:
+    """A bitmap has the same size whatever it shows, and rsync, tar and cp -p set the time of a file."""
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(path)
+    before, key = path.stat(), key_of([path], FIT)
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the system's clock has ticks
+        Image.new("RGB", (8, 8), (0, 0, 200)).save(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert key_of([path], FIT) != key
+
+
 @pytest.mark.parametrize("harm", ["short", "long", "no sidecar", "another's sidecar", "no JSON", "gone"])
 def test_a_file_that_is_torn_or_foreign_is_made_again(pictures: Path, harm: str) -> None:
     first = samples(pictures)
