@@ -179,7 +179,7 @@ class _Measuring:
         epoch, seconds = report.seconds.per_epoch, report.seconds
         spent = seconds.training + seconds.cache
         share = seconds.training / spent if spent else 1.0  # every module has as many epochs as any other
-        sizes = [module.micro_batch_size for module in report.modules if module.micro_batch_size is not None]
+        sizes = [module.micro_batch_size for module in report.heads if module.micro_batch_size is not None]
         return Measurement(
             status="measured",
             batch_size=report.plan.batch_size,

@@ -30,7 +30,7 @@ ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 IN_FILES = ("folder", "csv")
 """Kinds of data that are picture files, named by a path: `folder:PATH`."""
 ORIENTATIONS = ("exif", "stored")
-BASELINES = ("auto", "measure", "skip")
+BASELINES = ("auto", "measure", "full", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,8 @@ class TrainConfig(Checked):
     transport_norm: str = setting("mean", checks.one_of(*NORMALISATIONS))
     """mean over batch, channels and space (reference code), or sum a sample (the paper's formula)."""
     head: str = setting("mlp", checks.one_of(*HEADS))
-    """Auxiliary head of every module but the last, which uses the model's own classifier."""
+    """Auxiliary head of every module. The network's own classifier is trained behind the last, as one more head; of a
+    network in one module it is the only one."""
     optimizer: str = setting("sgd", checks.one_of(*OPTIMIZERS))
     lr: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""

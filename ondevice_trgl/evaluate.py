@@ -70,7 +70,7 @@ def evaluate(
         "heads": list(measured.heads),
         "data": data or network.workload.data,
         "told": list(held.told),
-        "matches_report": accuracy == report.modules[index].test_accuracy if comparable else None,
+        "matches_report": accuracy == report.heads[index].test_accuracy if comparable else None,
         "budget_bytes": network.budget_bytes,
         "measured_peak_bytes": peak,
     }
@@ -181,7 +181,7 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
     """The network of a finished run. Raises RunDirError, UsageError, StorageError."""
     trained = TrainedRun.open(run_dir)
     plan, report = trained.plan, trained.report
-    index = plan.num_modules - 1 if head == ENSEMBLE else trained.head(head)
+    index = plan.num_parts - 1 if head == ENSEMBLE else trained.head(head)
     record = trained.run.load(RECORD, RunRecord.from_dict)
     config, workload = record.config, record.named(run_dir)
     # what was measured on this kind of device there is to be measured here; a run may have moved to a lesser machine
@@ -202,7 +202,7 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
             chain = network_of(trained.run, lambda: build_for(workload, known, config.seed), source, scratch)
             check_ids(chain, {"test": source})
             partition = group(chain, plan.bounds)
-            heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_modules)]
+            heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_parts)]
             evict(*partition.modules, *heads)
             return partition, heads
 

@@ -36,7 +36,7 @@ def export_run(run_dir: Path, *, format: str, head: str | int, output: Path, for
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output.absolute().parent} is no folder", hint="make it, or choose another output")
     sources = {}
-    if index == trained.plan.num_modules - 1:
+    if index == trained.plan.num_parts - 1:
         sources = {name: (run.model, name) for name in read_header(run.model)[0]}
     for k in range(index + 1 if not sources else 0):
         file = run.modules / f"{k:03d}.safetensors"

@@ -21,7 +21,8 @@ class Job:
     run_dir: Path
     force: bool = False
     baseline: str = "auto"
-    """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
+    """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; full: train it to
+    the end, for its accuracy; skip"""
     command: str = ""
     stated: str = ""
     """The budget as it was stated; that of `config` is in bytes, as of when the job began."""
@@ -95,6 +96,8 @@ class BaselineRequest:
     batch_size: int
     scratch_dir: Path
     allocator: str = "system"
+    full: bool = False
+    """Train as many epochs as a module of the run, at its learning rates, and judge the outcome."""
     accumulate: int = 1
     """Micro-batches that a batch is cut into; where it does not divide, the most that it can be cut into below that."""
 

@@ -2,24 +2,29 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch.nn import functional
 
-from ondevice_trgl import baseline
+from ondevice_trgl import baseline, end_to_end
 from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.errors import DataError
 from ondevice_trgl.job import BaselineRequest
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import BaselineReport
+from ondevice_trgl.run.batches import epoch_order
 from ondevice_trgl.run.guards import global_state_kept
+from ondevice_trgl.workload import load_workload
 
 WORKLOAD = Workload(model="resnet-preact-2x4", data="synthetic:1x8x8:3:20")
 CONFIG = TrainConfig(budget="64GB", threads=1)
@@ -181,12 +186,12 @@ def test_the_peak_includes_the_start_of_the_process(tmp_path: Path, monkeypatch:
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     torch.manual_seed(0)
     model, z, labels = torch.nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
-    baseline._add_gradients(model, z, labels, CONFIG, 1.0)
+    end_to_end._add_gradients(model, z, labels, CONFIG, 1.0)
     whole = model.weight.grad
     model.weight.grad = None
     for part in range(4):
         rows = slice(2 * part, 2 * part + 2)
-        baseline._add_gradients(model, z[rows], labels[rows], CONFIG, 0.25)
+        end_to_end._add_gradients(model, z[rows], labels[rows], CONFIG, 0.25)
     torch.testing.assert_close(model.weight.grad, whole)
 
 
@@ -232,3 +237,61 @@ def test_a_baseline_draws_classes_as_the_run_does(
         )
     epoch = drawn[:40]
     assert (epoch.count(0), epoch.count(1)) == ((20, 20) if balance else (36, 4))
+
+
+@pytest.mark.parametrize("name", ["e2e", "e2e_checkpoint"])
+def test_trained_to_the_end_it_is_what_plain_torch_trains(tmp_path: Path, name: str) -> None:
+    config = dataclasses.replace(CONFIG, epochs=3, lr=0.02, label_smoothing=0.0)
+    work = Workload(model="resnet-preact-2x4", data="synthetic:1x8x8:3:120")
+    with global_state_kept(1):
+        report = baseline._measure(
+            dataclasses.replace(request(tmp_path, name, workload=work, config=config), full=True)
+        )
+        data, model = load_workload(work, config.seed, tmp_path)
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
+        steps = len(data.train) // 8
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / steps / 3))
+        )
+        for epoch in range(3):
+            order = epoch_order(data.train.labels, config.seed, epoch=epoch, balance=False)
+            for start in range(0, 8 * steps, 8):
+                images, labels = zip(*(data.train[k] for k in order[start : start + 8]), strict=True)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(torch.stack(images)), torch.tensor(labels)).backward()
+                optimizer.step()
+                scheduler.step()
+        model.eval()
+        right = {
+            split: [int(model(image[None]).argmax()) == label for image, label in samples]
+            for split, samples in (("val", data.val), ("test", data.test))
+        }
+    assert (report.epochs, report.timed_steps) == (3, 3 * steps - 1)
+    assert report.val_accuracy == sum(right["val"]) / len(data.val)
+    assert report.test_accuracy == sum(right["test"]) / len(data.test)
+
+
+def test_measured_alone_it_has_no_accuracy(tmp_path: Path) -> None:
+    with global_state_kept(1):
+        report = baseline._measure(request(tmp_path, "e2e"))
+    assert (report.epochs, report.val_accuracy, report.test_accuracy) == (None, None, None)
+
+
+@pytest.mark.parametrize(("fits", "trained"), [(True, [True, False]), (False, [True, True])])
+def test_what_is_trained_to_the_end_is_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool, trained: list[bool]
+) -> None:
+    asked: list[bool] = []
+
+    def measured(name: str, *args: object, full: bool, **options: object) -> BaselineReport:
+        asked.append(full)
+        done = full and (fits or name == "e2e_checkpoint")
+        status = "measured" if fits or name == "e2e_checkpoint" else "did_not_fit"
+        return BaselineReport(status=status, batch_size=8, micro_batch_size=8, epochs=5 if done else None)
+
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
+    plan = cast(Plan, SimpleNamespace(batch_size=8, end_to_end_bytes=10**18))
+    found = baseline.measure_baselines(WORKLOAD, CONFIG, plan, wanted="full", scratch_dir=tmp_path, allocator="system")
+    assert asked == trained
+    assert found["e2e"].status == ("measured" if fits else "did_not_fit")

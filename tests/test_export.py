@@ -55,7 +55,8 @@ def test_the_last_head_is_the_users_model(run: tuple[Path, Report], tmp_path: Pa
     images = torch.stack([image for image, _ in data])
     with torch.no_grad():
         accuracy = float((model.eval()(images).argmax(1) == data.labels).double().mean())
-    assert accuracy == run[1].modules[-1].test_accuracy
+    assert run[1].classifier is not None
+    assert accuracy == run[1].classifier.test_accuracy
 
 
 def test_a_head_in_between_comes_with_the_layers_up_to_it(run: tuple[Path, Report], tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_formats_and_heads_that_do_not_exist(run: tuple[Path, Report], tmp_path:
     with pytest.raises(UsageError, match="formats: state-dict") as caught:
         export_run(run[0], format="onyx", head="last", output=tmp_path / "m")
     assert "'onyx'" in caught.value.message
-    with pytest.raises(UsageError, match="heads 0 to 2"):
-        export_run(run[0], format="state-dict", head=3, output=tmp_path / "m")
+    with pytest.raises(UsageError, match="heads 0 to 3"):
+        export_run(run[0], format="state-dict", head=4, output=tmp_path / "m")
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:

@@ -84,22 +84,34 @@ def test_the_report_has_every_key_of_the_interface(run: Path) -> None:
     assert record["measured_peak_bytes"] >= record["floor_bytes"] // 2
 
 
+def test_the_last_module_has_a_head_as_those_before_it_and_the_classifier_is_one_more(run: Path) -> None:
+    report = read_report(run)
+    assert (len(report.modules), report.plan.num_modules, report.accuracy.head) == (3, 3, "mlp")
+    assert report.classifier is not None
+    assert (report.classifier.index, report.classifier.name) == (3, "pool..classifier")
+    scores = [module.val_accuracy or 0.0 for module in report.modules]
+    known = report.accuracy
+    assert (known.last_module_val, known.last_head_val) == (scores[-1], report.classifier.val_accuracy)
+    assert known.drop == max(scores) - scores[-1]
+    assert known.best_head_val == max(*scores, known.last_head_val or 0.0)
+
+
 def test_a_run_leaves_its_files_and_no_activations(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"report.json", "report.html", "model.safetensors", "events.jsonl", "config.json", "plan.json"} <= names
     assert "cache" not in names
     assert not [name for name in names if name.endswith(".tmp")]
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert events == ["module_start", "epoch", "epoch", "module_end"] * 3
+    assert events == ["module_start", "epoch", "epoch", "module_end"] * 4  # the classifier is one more
 
 
-@pytest.mark.parametrize("head", ["best", "last", "0", "1", "2"])
+@pytest.mark.parametrize("head", ["best", "last", "0", "1", "2", "3"])
 def test_evaluate_reproduces_the_report(run: Path, head: str) -> None:
     report = read_report(run)
     result = evaluate_run(run, head=head)
     index = result["head"]
-    assert index == {"best": report.accuracy.best_head, "last": 2}.get(head, int(head) if head.isdigit() else None)
-    assert result["accuracy"] == report.modules[index].test_accuracy
+    assert index == {"best": report.accuracy.best_head, "last": 3}.get(head, int(head) if head.isdigit() else None)
+    assert result["accuracy"] == report.heads[index].test_accuracy
     assert (result["matches_report"], result["data"]) == (True, DATA)
     assert result["samples"] == report.workload["samples"]["test"]
 
@@ -108,7 +120,7 @@ def test_evaluate_notices_another_report(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     record = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    record["modules"][2]["test_accuracy"] = 0.123
+    record["classifier"]["test_accuracy"] = 0.123
     (copy / "report.json").write_text(json.dumps(record), encoding="utf-8")
     assert evaluate_run(copy, head="last")["matches_report"] is False
 
@@ -126,8 +138,8 @@ def test_evaluate_refuses_data_of_another_kind(run: Path, data: str, what: str) 
 
 
 def test_evaluate_has_the_accuracy_of_every_head_on_the_way(run: Path) -> None:
-    own = [module.test_accuracy for module in read_report(run).modules]
-    assert [evaluate_run(run, head=str(k))["heads"] for k in range(3)] == [own[:1], own[:2], own]
+    own = [head.test_accuracy for head in read_report(run).heads]
+    assert [evaluate_run(run, head=str(k))["heads"] for k in range(4)] == [own[:1], own[:2], own[:3], own]
 
 
 def test_the_ensemble_is_the_mean_of_the_probabilities_of_all_heads(run: Path) -> None:
@@ -141,7 +153,7 @@ def test_the_ensemble_is_the_mean_of_the_probabilities_of_all_heads(run: Path) -
     total = torch.zeros(len(test), 3)
     with torch.no_grad():
         for index, module in enumerate(modules):
-            head = head_behind(module, "mlp", 3) if index < 2 else torch.nn.Identity()
+            head = head_behind(module, "mlp", 3) if index < 3 else torch.nn.Identity()
             store.load(index, module, head, torch.device("cpu"))
             z = module.eval()(z)
             total += head.eval()(z).softmax(1)
@@ -175,7 +187,7 @@ def test_evaluate_measures_at_the_micro_batch_of_the_report(run: Path, monkeypat
 
     monkeypatch.setattr(evaluation, "buffer_for", noted)
     evaluate_run(run, head="last", budget="32GB")
-    assert sizes == [module.micro_batch_size for module in read_report(run).modules]
+    assert sizes == [part.micro_batch_size for part in read_report(run).heads]
 
 
 def test_evaluate_is_held_to_the_budget_of_the_run_or_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +222,9 @@ def test_evaluate_within_too_little_names_the_way_out(
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("head", ["3", "-1", "middle"])
+@pytest.mark.parametrize("head", ["4", "-1", "middle"])
 def test_evaluate_refuses_a_head_that_is_not_there(run: Path, head: str) -> None:
-    with pytest.raises(UsageError, match="heads 0 to 2"):
+    with pytest.raises(UsageError, match="heads 0 to 3"):
         evaluate_run(run, head=head)
 
 

@@ -35,6 +35,7 @@ ROOMS = (
     "run",
     "workload",
     "job",
+    "end_to_end",
     "baseline",
     "export",
     "report",

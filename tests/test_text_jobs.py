@@ -54,16 +54,16 @@ def test_trained_evaluated_and_exported_by_name(tmp_path: Path, model: str) -> N
     report = train_job(asked)
     assert report.status == "completed"
     assert (report.workload["input_shape"], report.workload["num_classes"]) == ([7], 3)
-    for head in (0, 1):
+    for head in range(len(report.heads)):
         measured = evaluate_run(tmp_path / "run", head=str(head))
         assert measured["matches_report"], measured
-        assert measured["accuracy"] == report.modules[head].test_accuracy
+        assert measured["accuracy"] == report.heads[head].test_accuracy
     with pytest.raises(DataError, match="id 59 in the test set is out of range"):
         evaluate_run(tmp_path / "run", data=f"{HERE}:wild")
     file = export_run(tmp_path / "run", format="state-dict", head="last", output=tmp_path / "out.safetensors")
     fresh = Text() if model == "Text" else own_code(3)
     fresh.load_state_dict(load_file(file))
-    assert accuracy(fresh, words(30, 2)) == report.modules[1].test_accuracy
+    assert accuracy(fresh, words(30, 2)) == report.heads[-1].test_accuracy
 
 
 @pytest.mark.parametrize("name", ["plain", "e2e", "e2e_accumulate", "e2e_checkpoint"])

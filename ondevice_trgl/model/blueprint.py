@@ -61,6 +61,7 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
         "in_shape": list(chain.in_shape),
         "in_dtype": _name_of(chain.in_dtype),
         "segment_names": [[segment.name, list(segment.ends)] for segment in chain.segments],
+        "trunk": chain.trunk,
     }
 
 
@@ -221,7 +222,8 @@ class _Builder:
         dtype = _dtype(self.record["in_dtype"])
         shape = tuple(map(int, self.record["in_shape"]))
         modes = Modes({path: bool(mode) for path, mode in self.record.get("modes", {}).items()})
-        return chain_from(self.root, self.root, graph, modes, shape, dtype, names)
+        apart = int(self.record.get("trunk", len(names))) < len(names)
+        return chain_from(self.root, self.root, graph, modes, shape, dtype, names, apart=apart)
 
     def _holder(self, path: str) -> tuple[nn.Module, str]:
         *parts, name = path.split(".")

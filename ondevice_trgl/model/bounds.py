@@ -13,9 +13,9 @@ _FEW = 3
 """So few segments that whoever asked for more wants to know why."""
 
 
-def check_count(chain: Chain, count: int) -> None:
-    """Raises PartitionError where `count` modules cannot be had."""
-    most = len(chain.segments)
+def check_count(chain: Chain, count: int, most: int | None = None) -> None:
+    """Raises PartitionError where `count` modules cannot be had; `most`: None where every segment can be one."""
+    most = len(chain.segments) if most is None else most
     if not 1 <= count <= most:
         into = f"into 1 to {most} modules" if most > 1 else "nowhere"
         why = _why_not_more(chain) if most <= _FEW else ""

@@ -1,6 +1,7 @@
 """A network as a chain of segments: its graph cut wherever exactly one tensor crosses."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,10 +65,14 @@ class Chain:
     num_outputs: int
     """Width of the network's output: classes."""
     segments: tuple[Segment, ...]
+    trunk: int
+    """How many segments come before the network's own classifier; all, where that is part of the last."""
 
 
-def trace(model: nn.Module, example_input: Tensor) -> Chain:
+def trace(model: nn.Module, example_input: Tensor, *, apart: bool = False) -> Chain:
     """The chain of `model`. `example_input` is a batch (B, ...) of at least one sample; B is not baked in.
+
+    The classifier, which is the last layer with weights, belongs to the last segment; `apart`, it is one of its own.
 
     Runs forward passes without a backward pass, and leaves the model as it was. Memory: that of a forward pass of three
     samples. Raises PartitionError where the network cannot be traced, takes or returns something other than one
@@ -84,7 +89,8 @@ def trace(model: nn.Module, example_input: Tensor) -> Chain:
             hint="wrap the network so that it returns one row of logits for each sample",
         )
     root = _root(model, traced.constants)
-    return chain_from(model, root, traced.graph, modes, tuple(example_input.shape[1:]), example_input.dtype)
+    shape, dtype = tuple(example_input.shape[1:]), example_input.dtype
+    return chain_from(model, root, traced.graph, modes, shape, dtype, apart=apart)
 
 
 def _root(model: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
@@ -105,6 +111,8 @@ def chain_from(
     in_shape: Shape,
     in_dtype: torch.dtype,
     names: list[tuple[str, tuple[str, ...]]] | None = None,
+    *,
+    apart: bool = False,
 ) -> Chain:
     """The chain of a graph whose nodes carry shapes. `names` are names and ends of the segments, where they are known.
 
@@ -112,7 +120,8 @@ def chain_from(
     """
     modules = dict(root.named_modules())
     everywhere = fetched(graph, modules)
-    segments = tuple(_segments(root, modules, graph, everywhere))
+    segments = tuple(_segments(root, modules, graph, everywhere, apart=apart))
+    trunk = len(segments) - (apart and len(segments) > 1)
     if names is not None:
         pairs = zip(segments, names, strict=True)
         segments = tuple(dataclasses.replace(segment, name=name, ends=ends) for segment, (name, ends) in pairs)
@@ -120,7 +129,7 @@ def chain_from(
     assert isinstance(result, fx.Node)
     width = int(result.meta["shape"][1])
     learning = frozenset(_learning(result))
-    return Chain(model, root, graph, frozenset(everywhere), learning, modes, in_shape, in_dtype, width, segments)
+    return Chain(model, root, graph, frozenset(everywhere), learning, modes, in_shape, in_dtype, width, segments, trunk)
 
 
 def _learning(output: fx.Node) -> set[fx.Node]:
@@ -140,12 +149,19 @@ def cuts_off(node: fx.Node) -> bool:
 
 
 def _segments(
-    root: nn.Module, modules: Mapping[str, nn.Module], graph: fx.Graph, everywhere: set[fx.Node]
+    root: nn.Module,
+    modules: Mapping[str, nn.Module],
+    graph: fx.Graph,
+    everywhere: set[fx.Node],
+    *,
+    apart: bool,
 ) -> Iterator[Segment]:
     nodes = [node for node in graph.nodes if node.op != "output" and node not in everywhere]
     layouts = layouts_of(graph, dict(modules))
     cuts = [i for i in _cuts(root, modules, graph, nodes, everywhere) if layouts[nodes[i]].rows_are_samples]
-    pieces = _merge(_split(nodes, cuts), lambda piece: any(is_weighted(node, modules, root) for node in piece))
+    pieces = _merge(
+        _split(nodes, cuts), lambda piece: any(is_weighted(node, modules, root) for node in piece), apart=apart
+    )
     residuals = find_residuals(graph, root)
     names = [_name(piece) for piece in pieces]
     for index, piece in enumerate(pieces):
@@ -227,17 +243,37 @@ def _split(nodes: list[fx.Node], cuts: list[int]) -> list[list[fx.Node]]:
     return [nodes[start:stop] for start, stop in zip(starts, [*starts[1:], len(nodes)], strict=True)]
 
 
-def _merge(pieces: list[list[fx.Node]], weighted: Any) -> list[list[fx.Node]]:
-    """Joins pieces that have nothing to train with the one before, and the classifier with the last block."""
-    merged: list[list[fx.Node]] = [[]]
+def _merge(pieces: list[list[fx.Node]], weighted: Any, *, apart: bool) -> list[list[fx.Node]]:
+    """Joins pieces that have nothing to train with the one before and, unless `apart`, the classifier with the last."""
+    merged: list[list[list[fx.Node]]] = [[]]
     for piece in pieces:
-        if weighted(piece) and any(weighted([node]) for node in merged[-1]):
-            merged.append(list(piece))
+        if weighted(piece) and any(weighted(part) for part in merged[-1]):
+            merged.append([piece])
         else:
-            merged[-1].extend(piece)
-    if len(merged) > 1:
+            merged[-1].append(piece)
+    if len(merged) > 1 and apart:
+        _pools_with_the_last(merged, weighted)
+    elif len(merged) > 1:
         merged[-2].extend(merged.pop())
-    return merged
+    return [[node for part in parts for node in part] for parts in merged]
+
+
+def _pools_with_the_last(pieces: list[list[list[fx.Node]]], weighted: Any) -> None:
+    """Moves pooling from the end of the last piece but one to the last, in place.
+
+    A head in its place then sees what the layers before it put out, as heads in front of it do.
+    """
+    before = pieces[-2]
+    first = max((index for index, part in enumerate(before) if weighted(part)), default=0) + 1
+    pools = (i for i in range(first, len(before)) if _elements(before[i][-1]) < _elements(before[i - 1][-1]))
+    start = next(pools, len(before))
+    pieces[-1][:0] = before[start:]
+    del before[start:]
+
+
+def _elements(node: fx.Node) -> int:
+    """Of one sample."""
+    return math.prod(node.meta["shape"][1:])
 
 
 def _paths(node: fx.Node) -> list[str]:

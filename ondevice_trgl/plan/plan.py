@@ -63,6 +63,8 @@ class Plan:
     end_to_end_bytes: int
     """Predicted peak of plain end-to-end training at the full batch."""
     reasons: tuple[str, ...]
+    classifier: bool = False
+    """The last module is the network's own classifier, behind modules that each have an auxiliary head."""
     set_up_bytes: int = 0
     """Taken at most by the processes that set the run up, before it trains."""
     breakdowns: tuple[tuple[Breakdown, ...], ...] = ()
@@ -74,7 +76,8 @@ class Plan:
         """A few lines for people: what was chosen, why, and the predicted peak of each module."""
         peaks = ", ".join(format_size(peak) for peak in self.predicted_peak_bytes)
         lines = [
-            f"{self.num_modules} modules, batch {self.batch_size} = {self.micro_batch_size} x {self.grad_accum_steps}",
+            f"{self.num_modules} modules{' and the classifier' if self.classifier else ''},"
+            f" batch {self.batch_size} = {self.micro_batch_size} x {self.grad_accum_steps}",
             f"predicted peak {format_size(self.peak_bytes)} of {format_size(self.budget_bytes)} (by module: {peaks})",
             f"end-to-end would need {format_size(self.end_to_end_bytes)}",
             *self.reasons,
@@ -83,6 +86,12 @@ class Plan:
 
     @property
     def num_modules(self) -> int:
+        """Without the classifier, where that is one of its own."""
+        return self.num_parts - self.classifier
+
+    @property
+    def num_parts(self) -> int:
+        """Whatever is trained one after another: the modules and, where it is one of its own, the classifier."""
         return len(self.bounds) - 1
 
     @property

@@ -122,6 +122,7 @@ class Planner:
         widest = max((row_bytes(a.out_shape, self.cache_dtypes[0]) for a in chain.segments[:-1]), default=0)
         # two boundaries stand at a time: the one that is read and the one that is written
         self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0
+        self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
         self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
         self.fewest = Fewest(chain, config)
         self.exact = self.fewest.exact
@@ -214,7 +215,7 @@ class Planner:
                 known = [value for value in seconds if value is not None]
                 for dtype in self.cache_dtypes:
                     yield Choice(
-                        modules=len(spans),
+                        modules=len(spans) - self._ends_apart(bounds),
                         micro_batch=level.micro,
                         checkpointed=level.checkpointed,
                         cache_dtype=dtype,
@@ -232,16 +233,23 @@ class Planner:
         return steps * known.step_seconds + -(-self.rows // level.micro) * known.sweep_seconds / self.config.epochs
 
     def _groupings(self, level: Level) -> Iterator[tuple[int, ...]]:
+        """Bounds of what was asked for; behind several modules, or one, the classifier comes as one of its own."""
         asked = self.config.modules
-        length = len(self.chain.segments)
+        whole, length = len(self.chain.segments), self.trunk
+        tail = (whole,) if length < whole else ()
         if isinstance(asked, tuple):
             bounds = named_bounds(self.chain, asked)
+            if bounds[-2] < length < whole:
+                bounds = (*bounds[:-1], length, whole)
             if not can_be_cut(self.chain, bounds):
                 raise no_cut(self.chain, bounds)
             yield bounds
             return
         if isinstance(asked, int):
-            check_count(self.chain, asked)
+            check_count(self.chain, asked, length)
+        if asked == 1:
+            yield 0, whole
+            return
         table = {
             # tensors alone: what was measured differs a little from time to time, and the cuts should not
             (a, b): self.predictor.tensors(a, b, level).total if can_end(self.chain, b) else math.inf
@@ -251,10 +259,15 @@ class Planner:
         most = asked if isinstance(asked, int) else length
         groupings = balance(most, length, lambda a, b: table[a, b])
         groupings = groupings[-1:] if isinstance(asked, int) else groupings[min(2, length) - 1 :]
-        possible = [bounds for bounds in groupings if can_be_cut(self.chain, bounds)]
+        ways = [(*bounds, *tail) for bounds in groupings]
+        possible = [bounds for bounds in ways if can_be_cut(self.chain, bounds)]
         if not possible:
-            raise no_cut(self.chain, groupings[0])
+            raise no_cut(self.chain, ways[0])
         yield from possible
+
+    def _ends_apart(self, bounds: Sequence[int]) -> bool:
+        """Whether the last group is the classifier alone."""
+        return len(bounds) > 2 and bounds[-2] == self.trunk
 
     def smallest(self) -> Candidate:
         """What needs least, with enough allowed for beside the tensors.
@@ -291,6 +304,7 @@ class Planner:
             cache_bytes=self.cache_bytes(chosen, dtype),
             end_to_end_bytes=whole,
             reasons=(),
+            classifier=self._ends_apart(chosen.bounds),
             breakdowns=tuple(
                 tuple(self.breakdown(a, b, rung) for rung in ladder)
                 for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)

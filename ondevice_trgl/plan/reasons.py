@@ -10,6 +10,7 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.plan import Plan, Rung
 from ondevice_trgl.units import format_size
 
+_CLASSIFIER = "the network's own classifier comes last, trained on what the modules put out as one more head"
 _INEXACT = "BatchNorm then sees micro-batches, so results differ a little from the full batch"
 
 
@@ -29,15 +30,16 @@ def _batch(plan: Plan, config: TrainConfig, train_rows: int) -> list[str]:
 
 def _modules(plan: Plan, config: TrainConfig) -> list[str]:
     count, budget = plan.num_modules, format_size(plan.budget_bytes)
+    tail = [_CLASSIFIER] if plan.classifier else []
     if config.modules != "auto":
-        return [f"{count} modules, as asked"]
+        return [f"{count} modules, as asked", *tail]
     if plan.micro_batch_size == plan.batch_size and not (plan.checkpointed or plan.spilled):
-        return [f"{count} modules: the fewest that fit {budget} at the full batch of {plan.batch_size}"]
-    return [f"{count} modules: at the full batch of {plan.batch_size} no number of modules fits {budget}"]
+        return [f"{count} modules: the fewest that fit {budget} at the full batch of {plan.batch_size}", *tail]
+    return [f"{count} modules: at the full batch of {plan.batch_size} no number of modules fits {budget}", *tail]
 
 
 def _end_to_end(plan: Plan) -> list[str]:
-    if plan.end_to_end_bytes > plan.budget_bytes or plan.num_modules == 1:
+    if plan.end_to_end_bytes > plan.budget_bytes or plan.num_parts == 1:
         return []
     return [
         f"end-to-end would fit in the budget (predicted {format_size(plan.end_to_end_bytes)}); "

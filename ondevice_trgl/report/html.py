@@ -13,6 +13,7 @@ from ondevice_trgl.report.text import (
     baseline_notes,
     budget_line,
     comparison_table,
+    gain_line,
     input_lines,
     module_table,
     plan_line,
@@ -94,7 +95,7 @@ class Bar(NamedTuple):
 def to_html(report: Report) -> str:
     """The page. Every value from the report is escaped."""
     title, held = subject(report), verdict(report)
-    modules = [Bar(f"{m.index}  {m.name}", m.predicted_peak_bytes, m.measured_peak_bytes) for m in report.modules]
+    modules = [Bar(f"{m.index}  {m.name}", m.predicted_peak_bytes, m.measured_peak_bytes) for m in report.heads]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{"planned for" if report.status == "planned" else "trained under"} a memory budget of '
@@ -107,7 +108,16 @@ def to_html(report: Report) -> str:
             "Plan", _facts({"budget": budget_line(report), "plan": plan_line(report)}), _list(report.plan.reasons)
         ),
         _section("Memory while training", _list(memory_notes(report))),
-        _section("Results", _facts({"accuracy": accuracy_line(report), "time": seconds_line(report)})),
+        _section(
+            "Results",
+            _facts(
+                {
+                    "accuracy": accuracy_line(report),
+                    "against end-to-end": gain_line(report),
+                    "time": seconds_line(report),
+                }
+            ),
+        ),
         _section("Data", _facts(dict(input_lines(report)))),
         _section("Work", _facts({**report.workload, "run directory": report.run_dir})),
         _section("Environment", _facts(report.environment)),

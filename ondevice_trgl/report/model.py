@@ -87,6 +87,11 @@ class BaselineReport:
     floor_bytes: int | None = None
     timed_steps: int | None = None
     """Optimizer steps that `seconds_per_epoch` was measured on; scaled up where an epoch has more."""
+    epochs: int | None = None
+    """That it was trained for, at the learning rates of the run; None where a few steps were measured."""
+    val_accuracy: float | None = None
+    """By the network's own classifier, after those epochs; as `test_accuracy`."""
+    test_accuracy: float | None = None
     reason: str = ""
 
 
@@ -95,12 +100,18 @@ class AccuracyReport:
     """Heads are chosen on validation data alone; `test` is the chosen head's."""
 
     best_head: int | None = None
+    """Of all, the network's own classifier included, which counts as the one behind the last module's."""
     best_head_val: float | None = None
     last_head_val: float | None = None
+    """Of the whole network, by its own classifier."""
+    last_module_val: float | None = None
+    """Of the head of the last module, which is of the same kind as those before it, where it has one."""
     ensemble_val: float | None = None
     test: float | None = None
     drop: float | None = None
-    """best_head_val - last_head_val: what depth lost."""
+    """The best of the modules' heads, all of one kind, less last_module_val: what depth lost."""
+    head: str | None = None
+    """Which kind the modules' heads are of; None for a network in one module, which has none but its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +143,8 @@ class Report:
     measured_peak_bytes: int | None = None
     plan: PlanReport
     modules: tuple[ModuleReport, ...]
+    classifier: ModuleReport | None = None
+    """The network's own classifier, trained on what the last module puts out; None where that module ends in it."""
     baselines: Mapping[str, BaselineReport] = dataclasses.field(default_factory=dict)
     """by the names in BASELINES"""
     accuracy: AccuracyReport = AccuracyReport()
@@ -166,9 +179,30 @@ class Report:
         return self.measured_peak_bytes <= self.budget_bytes
 
     @property
+    def heads(self) -> tuple[ModuleReport, ...]:
+        """Whatever has class scores, in order: the modules and, where it is one of its own, the classifier."""
+        return self.modules if self.classifier is None else (*self.modules, self.classifier)
+
+    @property
     def savings(self) -> dict[str, float | None]:
         """1 - measured peak / measured baseline peak; None where either was not measured, never a guess."""
         return {f"vs_{name}": self._saving(self.baselines.get(name)) for name in ("e2e", "e2e_checkpoint")}
+
+    @property
+    def trained_end_to_end(self) -> BaselineReport | None:
+        """The baseline that was trained to the end; None where none was."""
+        return next((baseline for baseline in self.baselines.values() if baseline.epochs is not None), None)
+
+    @property
+    def gains(self) -> dict[str, float | None]:
+        """Accuracy on test data less that of end-to-end training: of the head that validation chose, and of the
+        network's own classifier, which is the head that end-to-end has; None where either was not measured.
+        """
+        baseline = self.trained_end_to_end
+        own = self.heads[-1].test_accuracy if self.accuracy.best_head is not None else None
+        ours = {"best_head": self.accuracy.test, "own_classifier": own}
+        theirs = None if baseline is None else baseline.test_accuracy
+        return {name: None if value is None or theirs is None else value - theirs for name, value in ours.items()}
 
     def _saving(self, baseline: BaselineReport | None) -> float | None:
         if baseline is None or baseline.measured_peak_bytes is None or self.measured_peak_bytes is None:
@@ -178,7 +212,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `report.json` and of `train --json`."""
         record = dataclasses.asdict(self)
-        record["savings"] = self.savings
+        record["savings"], record["gains"] = self.savings, self.gains
         return record
 
     @classmethod
@@ -190,6 +224,8 @@ class Report:
         plan["reasons"] = tuple(plan["reasons"])
         values["plan"] = PlanReport(**plan)
         values["modules"] = tuple(ModuleReport(**_known(ModuleReport, m)) for m in values["modules"])
+        if values.get("classifier") is not None:
+            values["classifier"] = ModuleReport(**_known(ModuleReport, values["classifier"]))
         for name in ("pressure", "budgets", "pareto"):
             values[name] = tuple(values.get(name, ()))
         values["baselines"] = {

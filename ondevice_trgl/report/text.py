@@ -39,16 +39,16 @@ def module_table(report: Report) -> Table:
     return make_table(
         "Modules",
         ("#", "<module", "params", "predicted", "measured", "time", "train", "val", "transport"),
-        [_module_row(module, report.budget_bytes) for module in report.modules],
+        [_module_row(module, report.budget_bytes, own=module is report.classifier) for module in report.heads],
     )
 
 
-def _module_row(module: ModuleReport, budget: int) -> list[Cell]:
+def _module_row(module: ModuleReport, budget: int, *, own: bool) -> list[Cell]:
     measured, cost = module.measured_peak_bytes, module.transport_cost
     over = measured is not None and measured > budget
     return [
         str(module.index),
-        f"{module.name} (frozen)" if module.frozen else module.name,
+        module.name + " (own classifier)" * own + " (frozen)" * module.frozen,
         format_count(module.params),
         Span(format_size(module.predicted_peak_bytes), "bad" if module.predicted_peak_bytes > budget else ""),
         None if measured is None else Span(format_size(measured), "bad" if over else ""),
@@ -61,7 +61,7 @@ def _module_row(module: ModuleReport, budget: int) -> list[Cell]:
 
 def breakdown_table(report: Report) -> Table:
     """What the predicted bytes of each module are for, one row a module."""
-    known = [(module, module.predicted_breakdown) for module in report.modules if module.predicted_breakdown]
+    known = [(module, module.predicted_breakdown) for module in report.heads if module.predicted_breakdown]
     purposes = list(known[0][1]) if known else []
     rows: list[list[Cell]] = [
         [str(module.index), *(format_size(bytes_) for bytes_ in breakdown.values())] for module, breakdown in known
@@ -91,7 +91,10 @@ def pareto_table(report: Report) -> Table:
 
 
 def comparison_table(report: Report) -> Table:
-    """End-to-end, checkpointed end-to-end and TRGL side by side; only what was measured has figures."""
+    """End-to-end, checkpointed end-to-end and TRGL side by side; only what was measured has figures.
+
+    Accuracy, on test data, where a baseline was trained to the end; of TRGL that of the head that validation chose.
+    """
     rows: list[list[Cell]] = []
     for name, label in STRATEGIES.items():
         if (baseline := report.baselines.get(name)) is not None:
@@ -105,9 +108,13 @@ def comparison_table(report: Report) -> Table:
             against_budget(own, report.budget_bytes),
             format_seconds(report.seconds.per_epoch),
             None,
+            format_fraction(report.accuracy.test),
         ]
     )
-    return make_table("Peak memory", ("<training", "batch", "measured", "<budget", "an epoch", "saving"), rows)
+    names = ["<training", "batch", "measured", "<budget", "an epoch", "saving", "accuracy"]
+    if report.trained_end_to_end is None:
+        names, rows = names[:-1], [row[:-1] for row in rows]
+    return make_table("Peak memory", tuple(names), rows)
 
 
 def _baseline_row(label: str, baseline: BaselineReport, budget: int, saving: float | None) -> list[Cell]:
@@ -120,6 +127,7 @@ def _baseline_row(label: str, baseline: BaselineReport, budget: int, saving: flo
         against_budget(peak, budget),
         format_seconds(baseline.seconds_per_epoch),
         format_fraction(saving),
+        format_fraction(baseline.test_accuracy),
     ]
 
 
@@ -209,21 +217,50 @@ def input_lines(report: Report) -> list[tuple[str, str]]:
     return [("input", f"{size}{how}"), ("classes", classes)]
 
 
+def gain_line(report: Report) -> str | None:
+    """Accuracy against end-to-end training; None where nothing was judged."""
+    baseline, gains = report.trained_end_to_end, report.gains
+    if report.accuracy.test is None:
+        return None
+    if baseline is None or gains["best_head"] is None or gains["own_classifier"] is None:
+        return "against end-to-end not measured; --baseline full trains that to the end too"
+    best, own = (_points(gains[name]) for name in ("best_head", "own_classifier"))
+    return (
+        f"test {format_fraction(baseline.test_accuracy)} end-to-end, after as many epochs ({baseline.epochs}); the best"
+        f" head is {best}, the network's own classifier, which end-to-end has too, {own}"
+    )
+
+
+def _points(gain: float | None) -> str:
+    points = f"{abs(100 * (gain or 0.0)):.1f}"
+    if points == "0.0":
+        return "equal"
+    return f"{points} points {'above' if (gain or 0.0) > 0 else 'below'}"
+
+
 def accuracy_line(report: Report) -> str | None:
     """The accuracies that are known, or None."""
     known = report.accuracy
     head = "" if known.best_head is None else f" (head of module {known.best_head})"
+    if report.classifier is not None and known.best_head == report.classifier.index:
+        head = " (the network's own classifier)"
+    kind = f" ({known.head}, as those before it)" if known.head and report.classifier is not None else ""
     parts = [
         f"{what} {format_fraction(value)}{note}"
         for what, value, note in (
             ("best head by validation", known.best_head_val, head),
-            ("last head", known.last_head_val, ""),
+            ("last module's head", known.last_module_val if report.classifier is not None else None, kind),
+            ("own classifier" if report.classifier is not None else "last head", known.last_head_val, ""),
             ("ensemble", known.ensemble_val, ""),
             ("test", known.test, ""),
         )
         if value is not None
     ]
-    return ", ".join(parts) or None
+    samples = report.workload.get("samples", {})
+    judged = [
+        f"{samples[split]:,} {word}" for split, word in (("val", "validation"), ("test", "test")) if split in samples
+    ]
+    return f"{', '.join(parts)} ({' and '.join(judged)} samples)" if parts and judged else ", ".join(parts) or None
 
 
 def seconds_line(report: Report) -> str | None:
@@ -250,7 +287,11 @@ def report_lines(report: Report, width: int = 100) -> list[Line]:
         for note in baseline_notes(report):
             lines += wrapped(Span(note, "dim"), width)
     lines += [(), *wrapped(verdict(report), width)]
-    for name, known in (("accuracy", accuracy_line(report)), ("time", seconds_line(report))):
+    for name, known in (
+        ("accuracy", accuracy_line(report)),
+        ("", gain_line(report)),
+        ("time", seconds_line(report)),
+    ):
         lines += labelled(name, known, width) if known else []
     for number, note in enumerate(memory_notes(report)):
         lines += labelled("memory" if number == 0 else "", f"- {note}", width, hang=2)

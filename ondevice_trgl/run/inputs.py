@@ -18,23 +18,24 @@ def traced(model: nn.Module, source: Source) -> Chain:
     """The chain of `model` for samples of `source`: its `in_dtype` is what they are to be read as.
 
     Bytes and other whole numbers are ids where the network looks them up, which takes int64; else they are numbers.
+    The classifier is cut off the last layers, so that a head in its place is like those before it.
     Raises PartitionError, NonFiniteError.
     """
     if _whole(source) is None:
         with _explained(model):
-            return trace(model, example_of(source))
+            return trace(model, example_of(source), apart=True)
     tables = any(isinstance(layer, _TABLES) for layer in model.modules())
     if tables:  # a network may take floats too, and round them: to it all bytes, as 0..1, would be one
         with contextlib.suppress(PartitionError):
-            chain = trace(model, _ids(source))
+            chain = trace(model, _ids(source), apart=True)
             if any(_looks_up(node, chain) for node in chain.graph.nodes):
                 return chain
     with _explained(model):
         try:
-            return trace(model, example_of(source))
+            return trace(model, example_of(source), apart=True)
         except PartitionError as refused:
             try:
-                return trace(model, _ids(source))
+                return trace(model, _ids(source), apart=True)
             except PartitionError:
                 if tables:
                     raise

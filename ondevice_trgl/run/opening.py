@@ -135,7 +135,7 @@ def open_run(
     def fresh(index: int) -> nn.Module | None:
         return fresh_head(chain, partition, config, index)
 
-    heads = tuple(fresh(index) for index in range(plan.num_modules))
+    heads = tuple(fresh(index) for index in range(plan.num_parts))
     evict(*partition.modules, *heads)
     aliases = {name: tuple(names) for name, names in run.read(NAMES).items()}
     return Opened(

@@ -26,7 +26,7 @@ class RunRecord:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """As Preprocessing.to_dict gives it; of a program's own data class names and input shape are known."""
     baseline: str = "skip"
-    """auto: measure end-to-end where it is predicted to fit in what is free; measure: in any case; skip"""
+    """auto, measure, full or skip; see Job"""
     command: str = ""
     allocator: str = "system"
     """The setting of the C allocator, for other processes of the run to have the same."""

@@ -78,6 +78,7 @@ def make_report(
     peaks = [peak for peak in (peak_outside, *(m.measured_peak_bytes for m in measured)) if peak]
     cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
     epochs = [_epochs(m, config) for m in measured]
+    rows = tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured))
     return Report(
         status=status,
         message=message,
@@ -89,7 +90,8 @@ def make_report(
         predicted_peak_bytes=plan.peak_bytes,
         measured_peak_bytes=max(peaks) if peaks else None,
         plan=_plan_report(plan, config, cache_dir),
-        modules=tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured)),
+        modules=rows[: plan.num_modules],
+        classifier=rows[-1] if plan.classifier else None,
         baselines={
             name: BaselineReport(
                 status="skipped", batch_size=plan.batch_size, micro_batch_size=plan.batch_size, reason=NOT_YET
@@ -145,26 +147,36 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
     )
 
 
-def accuracies(store: ModuleStore, measured: Sequence[Measured], val_labels: Tensor | None) -> AccuracyReport:
-    """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken."""
+def accuracies(
+    store: ModuleStore, plan: Plan, kind: str, measured: Sequence[Measured], val_labels: Tensor | None
+) -> AccuracyReport:
+    """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken.
+
+    `kind` is that of the auxiliary heads. A network of several modules without a classifier of its own has a last head
+    of another kind than the others.
+    """
     if any(m.train_accuracy is None for m in measured):
         return AccuracyReport()
+    head = kind if plan.num_parts > 1 else None
     values = [m.val_accuracy for m in measured]
     scores = [value for value in values if value is not None]
     if val_labels is None or len(scores) < len(values):
-        return AccuracyReport(best_head=len(measured) - 1, test=measured[-1].test_accuracy)
+        return AccuracyReport(best_head=len(measured) - 1, test=measured[-1].test_accuracy, head=head)
     best = max(range(len(scores)), key=lambda index: (scores[index], index))
     total = torch.zeros(())
     for index in range(len(measured)):
         total = total + store.load_extra(index, "run", CPU)["probabilities"]
     ensemble = int((total.argmax(1) == val_labels).sum()) / len(val_labels)
+    own = scores[: plan.num_modules]
     return AccuracyReport(
         best_head=best,
         best_head_val=scores[best],
         last_head_val=scores[-1],
+        last_module_val=own[-1],
         ensemble_val=ensemble,
         test=measured[best].test_accuracy,
-        drop=scores[best] - scores[-1],
+        drop=max(own) - own[-1],
+        head=head,
     )
 
 

@@ -117,7 +117,7 @@ class Session:
             run_dir=p.run.path,
             budget_bytes=p.plan.budget_bytes,
             laps=p.config.laps,
-            num_modules=p.plan.num_modules,
+            num_modules=p.plan.num_parts,
             epochs=p.config.epochs,
             steps=len(self.data["train"].labels) // p.plan.batch_size,
             callbacks=self.callbacks,
@@ -141,7 +141,9 @@ class Session:
             plan=p.plan,
             names=[module.label for module in p.partition.modules],
             measured=measured,
-            accuracy=results.accuracies(p.store, measured, labels) if status == "completed" else None,
+            accuracy=results.accuracies(p.store, p.plan, p.config.head, measured, labels)
+            if status == "completed"
+            else None,
             meter=self.meter,
             peak_outside=max(scheduler.peak_outside, self.budget.note_peak()),
             status=status,

@@ -30,7 +30,7 @@ class TrainedRun:
 
         Where validation has chosen none, the last is best.
         """
-        count, best = self.plan.num_modules, self.report.accuracy.best_head
+        count, best = self.plan.num_parts, self.report.accuracy.best_head
         text = str(head)
         if text == "best":
             return count - 1 if best is None else best

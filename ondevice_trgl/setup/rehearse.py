@@ -75,7 +75,7 @@ class _Scene:
 
     @property
     def is_last(self) -> bool:
-        return self.index == self.plan.num_modules - 1
+        return self.index == self.plan.num_parts - 1
 
     @property
     def span(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class Rehearsals:
         """Measure the modules of `plan` that are not known, the largest first; False as soon as one does not fit."""
         partition = group(self._chain, plan.bounds)
         most = plan.budget_bytes - plan.floor_bytes
-        for index in sorted(range(plan.num_modules), key=lambda k: -plan.rungs[k].peak_bytes):
+        for index in sorted(range(plan.num_parts), key=lambda k: -plan.rungs[k].peak_bytes):
             rung = plan.rungs[index]
             key = (plan.bounds[index], plan.bounds[index + 1], rung.level)
             if key not in self.above:

@@ -165,7 +165,7 @@ def test_a_paused_run_says_how_to_go_on(cli: Cli, jobs: Jobs, report: Report) ->
         (("train", "--budgt", "1GB"), ("--budgt", "--budget", "trgl-device train --help")),
         (("trian",), ("trian", "train")),
         (("train", *BUDGET, "--progress", "plian"), ("'plian'", "did you mean plain", "auto, none, plain")),
-        (("train", *BUDGET, "--baseline", "no"), ("'no'", "auto, measure, skip")),
+        (("train", *BUDGET, "--baseline", "no"), ("'no'", "auto, full, measure, skip")),
         (("train", *BUDGET, "--optimizer", "adam"), ("'adam'", "did you mean 'adamw'")),
         (("train", *BUDGET, "--cache", "pinned"), ("'pinned'", "auto | memory | disk")),
         (("train", *BUDGET, "--epochs", "x"), ("--epochs",)),

@@ -19,6 +19,7 @@ from ondevice_trgl.report.table import (
     table_lines,
 )
 from ondevice_trgl.report.text import (
+    accuracy_line,
     breakdown_table,
     comparison_table,
     module_table,
@@ -193,3 +194,48 @@ def test_what_the_predicted_bytes_are_for_is_a_row_a_module(report: Report) -> N
     assert len(table.rows) == len(modules)
     assert all(text in str(table.rows[0]) for text in ("2.0 MiB", "3.0 MiB", "5.0 MiB"))
     assert breakdown_table(report).rows == ()
+
+
+def judged(report: Report, *, own: float | None = 0.86) -> Report:
+    """`report` with a classifier of its own and an end-to-end training that was done to the end."""
+    classifier = dataclasses.replace(
+        report.modules[-1], index=5, name="avgpool..fc", val_accuracy=0.87, test_accuracy=own
+    )
+    trained = dataclasses.replace(report.baselines["e2e"], epochs=3, val_accuracy=0.9, test_accuracy=0.885)
+    accuracy = dataclasses.replace(report.accuracy, last_head_val=0.87, last_module_val=0.88, head="mlp")
+    baselines = {**report.baselines, "e2e": trained}
+    return changed(report, classifier=classifier, baselines=baselines, accuracy=accuracy)
+
+
+def test_accuracy_stands_beside_memory_where_end_to_end_was_trained(report: Report) -> None:
+    shown = judged(report)
+    assert shown.gains == {"best_head": pytest.approx(-0.0125), "own_classifier": pytest.approx(-0.025)}
+    table = rows(shown)
+    assert [table[name][-1] for name in ("end-to-end", "checkpointed end-to-end", "TRGL")] == ["88.5%", "-", "87.2%"]
+    text = " ".join(" ".join(plain(report_lines(shown, 100))).split())
+    assert "test 88.5% end-to-end, after as many epochs (3)" in text
+    assert "the best head is 1.2 points below" in text
+    assert "which end-to-end has too, 2.5 points below" in text
+    assert max(map(len, plain(report_lines(shown, 80)))) <= 80
+    assert Report.from_dict(json.loads(json.dumps(shown.to_dict()))) == shown
+
+
+def test_without_that_it_says_that_accuracy_was_not_compared(report: Report) -> None:
+    assert report.gains == {"best_head": None, "own_classifier": None}
+    text = "\n".join(plain(report_lines(report, 100)))
+    assert "against end-to-end not measured; --baseline full" in text
+    assert comparison_table(report).headings[-1] == "saving"
+    assert "against end-to-end" not in "\n".join(plain(report_lines(planned(report), 100)))
+
+
+def test_heads_of_one_kind_and_the_networks_own(report: Report) -> None:
+    shown = judged(report)
+    row = [span.text for span in module_table(shown).rows[-1]]
+    assert row[:2] == ["5", "avgpool..fc (own classifier)"]
+    line = accuracy_line(shown)
+    assert line is not None
+    assert "last module's head 88.0% (mlp, as those before it), own classifier 87.0%" in line
+    best = changed(shown, accuracy=dataclasses.replace(shown.accuracy, best_head=5))
+    assert "(the network's own classifier)" in str(accuracy_line(best))
+    counted = changed(shown, workload={"samples": {"train": 9, "val": 1, "test": 1000}})
+    assert str(accuracy_line(counted)).endswith(" (1 validation and 1,000 test samples)")

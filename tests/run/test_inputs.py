@@ -58,7 +58,7 @@ def test_a_text_classifier_is_planned_and_trained(fit: Fit, dtype: torch.dtype, 
     report = trainer.fit(words(90, dtype=dtype), words(30, 1, dtype), test)
     assert report.modules[1].test_accuracy is not None
     assert report.modules[1].test_accuracy > 0.9
-    for head, module in enumerate(report.modules):
+    for head, module in enumerate(report.heads):
         assert accuracy(trainer.export(head), test) == module.test_accuracy
 
 

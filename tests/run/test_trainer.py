@@ -52,29 +52,30 @@ def test_the_saved_model_is_a_plain_state_dict_of_the_users_network(fit: Fit) ->
     report = fit("run", epochs=4)
     fresh = net()
     fresh.load_state_dict(load_file(fit.path("run") / "model.safetensors"), strict=True)
-    assert accuracy(fresh, samples(9, 2)) == report.modules[-1].test_accuracy
+    assert report.classifier is not None
+    assert accuracy(fresh, samples(9, 2)) == report.classifier.test_accuracy
 
 
-@pytest.mark.parametrize("head", [0, 1, 2, "best", "last"])
+@pytest.mark.parametrize("head", [0, 1, 2, 3, "best", "last"])
 def test_every_head_can_be_exported_with_its_reported_accuracy(fit: Fit, head: int | str) -> None:
     model = net()
     trainer = Trainer(model, config(), run_dir=fit.path("run"))
     report = trainer.fit(samples(26), samples(9, 1), samples(9, 2))
     exported = trainer.export(head)
-    index = head if isinstance(head, int) else report.accuracy.best_head if head == "best" else 2
+    index = head if isinstance(head, int) else report.accuracy.best_head if head == "best" else 3
     assert isinstance(index, int)
-    assert accuracy(exported, samples(9, 2)) == report.modules[index].test_accuracy
-    if index == 2:
+    assert accuracy(exported, samples(9, 2)) == report.heads[index].test_accuracy
+    if index == 3:
         assert exported is model
 
 
-@pytest.mark.parametrize("head", [3, -1, "deepest"])
+@pytest.mark.parametrize("head", [4, -1, "deepest"])
 def test_a_head_that_is_not_there(fit: Fit, head: int | str) -> None:
     trainer = Trainer(net(), config(epochs=1), run_dir=fit.path("run"))
     with pytest.raises(UsageError, match="call fit first"):
         trainer.export()
     trainer.fit(samples(26))
-    with pytest.raises(UsageError, match="heads 0 to 2"):
+    with pytest.raises(UsageError, match="heads 0 to 3"):
         trainer.export(head)
 
 
@@ -140,15 +141,16 @@ def test_one_module_in_memory_and_two_boundaries_on_disk_at_most(fit: Fit, where
     cache = fit.path(where) if where else fit.path("run") / "cache"
     watch = Watch(model, cache)
     report = fit("run", model=model, callbacks=[watch], cache_dir=str(cache) if where else None)
-    cuts = [module.name for module in report.modules]
-    assert cuts == ["stem..blocks.0", "blocks.1", "blocks.2..classifier"]
+    cuts = [part.name for part in report.heads]
+    assert cuts == ["stem..blocks.0", "blocks.1", "blocks.2", "classifier"]
     owned = [
         {n for n in names if n.startswith(("stem", "blocks.0"))},
         {n for n in names if n.startswith("blocks.1")},
-        {n for n in names if n.startswith(("blocks.2", "classifier"))},
+        {n for n in names if n.startswith("blocks.2")},
+        {n for n in names if n.startswith("classifier")},
     ]
     for phase in ("train", "cache"):
-        for index in range(3 if phase == "train" else 2):
+        for index in range(4 if phase == "train" else 3):
             assert watch.alive[phase, index] == owned[index]
     assert max(map(len, watch.boundaries)) == 2
     assert frozenset({"001", "002"}) in watch.boundaries
@@ -161,8 +163,8 @@ def test_a_resumed_run_has_one_module_in_memory_too(fit: Fit) -> None:
     model = net()
     watch = Watch(model, fit.path("run") / "cache")
     fit("run", model=model, callbacks=[watch], resume=True)
-    last = {name for name in model.state_dict() if name.startswith(("blocks.2", "classifier"))}
-    assert watch.alive["train", 2] == last
+    third = {name for name in model.state_dict() if name.startswith("blocks.2")}
+    assert watch.alive["train", 2] == third
 
 
 @pytest.mark.parametrize(("optimizer", "kept"), [("sgd", {"momentum"}), ("adamw", {"mean", "square", "steps"})])
@@ -305,7 +307,7 @@ def test_a_part_of_a_batch_is_left_out_and_a_small_set_is_one_batch(
             seen.append(run.steps)
 
     report = fit("run", train=samples(rows), epochs=1, batch_size=batch, callbacks=[Steps()])
-    assert seen == [steps] * 3 * steps
+    assert seen == [steps] * 4 * steps  # three modules and the classifier
     assert report.plan.batch_size == min(rows, batch)
     assert report.status == "completed"
 
@@ -318,17 +320,17 @@ def test_a_micro_batch_that_does_not_divide_a_small_set_gives_way(fit: Fit) -> N
 
 def test_without_validation_data_the_last_head_is_taken(fit: Fit) -> None:
     report = fit("run", val=None, test=None)
-    assert report.accuracy.best_head == 2
+    assert report.accuracy.best_head == 3
     assert (report.accuracy.best_head_val, report.accuracy.test, report.accuracy.drop) == (None, None, None)
 
 
 def test_the_best_head_is_chosen_on_validation_data_and_the_ensemble_is_an_exact_share(fit: Fit) -> None:
     report = fit("run", epochs=1, lr=0.01)
-    values = [m.val_accuracy for m in report.modules]
+    values = [m.val_accuracy for m in report.heads]
     best = report.accuracy.best_head
     assert best is not None
     assert values[best] == max(v for v in values if v is not None) == report.accuracy.best_head_val
-    assert report.accuracy.test == report.modules[best].test_accuracy
+    assert report.accuracy.test == report.heads[best].test_accuracy
     assert report.accuracy.ensemble_val in [k / 9 for k in range(10)]
 
 

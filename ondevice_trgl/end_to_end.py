@@ -1,0 +1,187 @@
+"""End-to-end training of a whole network, step by step, for baselines: plain, and tuned as the module-wise run is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.bundle import DataBundle
+from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.model.output import logits_of
+from ondevice_trgl.model.partition import segments_of
+from ondevice_trgl.model.trace import trace
+from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_batches
+from ondevice_trgl.trgl.checkpoint import checkpointed
+from ondevice_trgl.trgl.optim import Optimizer
+
+LEAST_STEPS, MOST_STEPS = 3, 24
+"""Beside the first, where speed alone is measured."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many steps are made, and at which learning rates."""
+
+    config: TrainConfig
+    steps_per_epoch: int
+    full: bool
+
+    @property
+    def steps(self) -> int:
+        if self.full:
+            return self.config.epochs * self.config.laps * self.steps_per_epoch
+        return 1 + min(max(self.steps_per_epoch, LEAST_STEPS), MOST_STEPS)
+
+    def rate(self, done: int) -> float:
+        """Behind `done` steps: that of a module of the run, as far through its epochs, every lap anew."""
+        if not self.full:
+            return self.config.learning_rate
+        lap = self.config.epochs * self.steps_per_epoch
+        return self.config.learning_rate_at(done % lap / lap)
+
+
+Judge = Callable[[ImageSet, bool], float]
+"""Share of the samples that are got right, of the whole set or of its first batch."""
+Work = tuple[Iterator[None], Judge]
+"""Steps without end, each done as it is asked for; and validation, which belongs to the peak."""
+
+
+class _Balanced:
+    """A sampler for a DataLoader: the epochs of a balanced run, one each time that it is gone through."""
+
+    def __init__(self, labels: Tensor, seed: int) -> None:
+        self._labels, self._seed, self._epoch = labels, seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        order = epoch_order(self._labels, self._seed, epoch=self._epoch, balance=True)
+        self._epoch += 1
+        return iter(order)
+
+
+class _Samples:
+    """A map-style dataset of what `source` has, read as `dtype`."""
+
+    def __init__(self, source: ImageSet, dtype: torch.dtype) -> None:
+        self._source, self._dtype = source, dtype
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        out = torch.empty(1, *self._source.shape, dtype=self._dtype)
+        labels = self._source.read([index], out)
+        return out[0], int(labels[0])
+
+
+def plain(
+    model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, device: torch.device, dtype: torch.dtype
+) -> Work:
+    """What anybody would write: torch.optim and a DataLoader."""
+    from torch.utils.data import DataLoader
+
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    name = type(model).__name__
+    sampler = _Balanced(data.train.labels, config.seed) if config.balance else None
+    train: DataLoader[Any] = DataLoader(
+        _Samples(data.train, dtype),  # type: ignore[arg-type]
+        batch_size=batch,
+        shuffle=sampler is None,
+        sampler=sampler,
+        drop_last=True,
+    )
+
+    def steps() -> Iterator[None]:
+        model.train()
+        while True:
+            for images, labels in train:
+                optimizer.zero_grad()
+                output = logits_of(model(images.to(device)), name)
+                loss = functional.cross_entropy(output, labels.to(device), label_smoothing=config.label_smoothing)
+                loss.backward()
+                optimizer.step()
+                yield
+
+    @torch.no_grad()
+    def judge(split: ImageSet, whole: bool) -> float:
+        model.eval()
+        samples: DataLoader[Any] = DataLoader(_Samples(split, dtype), batch_size=batch)  # type: ignore[arg-type]
+        right = rows = 0
+        for images, labels in samples:
+            right += int((logits_of(model(images.to(device)), name).argmax(1).cpu() == labels).sum())
+            rows += len(labels)
+            if not whole:
+                break
+        return right / rows
+
+    return steps(), judge
+
+
+def tuned(
+    model: nn.Module,
+    data: DataBundle,
+    config: TrainConfig,
+    pace: Pace,
+    batch: int,
+    micro: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    checkpoint: bool,
+) -> Work:
+    """The best that end-to-end can do here: micro-batches, the lean update and, with `checkpoint`, the segments'
+    activations computed again in the backward pass.
+    """
+    name = type(model).__name__
+
+    def whole(z: Tensor) -> Tensor:
+        return logits_of(model(z), name)
+
+    forward: Callable[[Tensor], Tensor] = whole
+    if checkpoint:
+        forward = checkpointed(segments_of(trace(model, torch.zeros(2, *data.input_shape, dtype=dtype))))
+    model.to(device).train()
+    trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = Optimizer(config.optimizer, trained, momentum=config.momentum, weight_decay=config.weight_decay)
+    buffer = buffer_for(micro, data.input_shape, dtype)
+
+    def steps() -> Iterator[None]:
+        epoch = done = 0
+        while True:
+            order = epoch_order(data.train.labels, config.seed, epoch=epoch, balance=config.balance)
+            for micro_batches in train_batches(data.train, order, batch, buffer):
+                for z, labels in micro_batches:
+                    _add_gradients(forward, z.to(device), labels.to(device), config, micro / batch)
+                optimizer.step(pace.rate(done))
+                done += 1
+                yield
+            epoch += 1
+
+    @torch.no_grad()
+    def judge(split: ImageSet, to_the_end: bool) -> float:
+        model.eval()
+        right = rows = 0
+        for z, labels, _, count in all_rows(split, buffer):
+            right += int((whole(z.to(device))[:count].argmax(1).cpu() == labels).sum())
+            rows += count
+            if not to_the_end:
+                break
+        return right / rows
+
+    return steps(), judge
+
+
+def _add_gradients(
+    forward: Callable[[Tensor], Tensor], z: Tensor, labels: Tensor, config: TrainConfig, share: float
+) -> None:
+    """Those of the mean loss of `z`, which is that share of a batch."""
+    loss = functional.cross_entropy(forward(z), labels, label_smoothing=config.label_smoothing)
+    (loss * share).backward()
