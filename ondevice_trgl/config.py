@@ -86,6 +86,9 @@ class TrainConfig(Checked):
     laps: int = setting(1, checks.int_from(1))
     epochs: int = setting(5, checks.int_from(1))
     """Epochs of each module in each lap."""
+    classifier_epochs: int | None = setting(None, checks.int_from(1, optional=True))
+    """Those of the network's own classifier, which is trained on what the modules put out, and is cheap; None is ten
+    times `epochs`: one layer on features that stay as they are needs more steps than a head that learns with them."""
     tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off",)))
     """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy."""
     transport: str = setting("branch", checks.one_of(*TRANSPORTS))
@@ -146,6 +149,11 @@ class TrainConfig(Checked):
     def cache_limit_bytes(self) -> int | None:
         """Most bytes that the cache may take on disk, or None."""
         return None if self.cache_limit is None else parse_size(self.cache_limit, what="cache_limit")
+
+    @property
+    def own_epochs(self) -> int:
+        """Epochs of the network's own classifier in each lap."""
+        return 10 * self.epochs if self.classifier_epochs is None else self.classifier_epochs
 
     @property
     def tau_value(self) -> float | None:

@@ -50,7 +50,14 @@ MODEL = "resnet-preact-3x4"
 
 
 def job(run_dir: Path, *, data: str = DATA, model: str = MODEL, force: bool = False, **changes: Any) -> Job:
-    settings: dict[str, Any] = {"budget": "64GB", "modules": 3, "epochs": 2, "threads": 1, **changes}
+    settings: dict[str, Any] = {
+        "budget": "64GB",
+        "modules": 3,
+        "epochs": 2,
+        "classifier_epochs": 2,
+        "threads": 1,
+        **changes,
+    }
     workload = Workload(model=model, data=data)
     return Job(workload, TrainConfig(**settings), run_dir, force=force, baseline="skip", command="trgl-device train")
 

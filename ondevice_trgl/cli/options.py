@@ -100,6 +100,13 @@ _declare(_P, "weights", str, "--weights FILE", "Start from a state dict: safeten
 _declare(_P, "weights_skip", str, "--weights-skip NAME,...", "Tensors or layers that it does not fill.")
 
 _P = "Method"
+_declare(
+    _P,
+    "classifier_epochs",
+    int,
+    "--classifier-epochs N",
+    "Epochs of the network's own classifier. (default: ten times)",
+)
 _declare(_P, "epochs", int, "--epochs N", "Epochs of each module in each lap.")
 _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")

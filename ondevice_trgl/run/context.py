@@ -71,6 +71,11 @@ class Context:
         """An input buffer for module `index`, (micro-batch, *in_shape)."""
         return buffer_for(rung.micro_batch_size, self.partition.modules[index].in_shape, self.dtype(index))
 
+    def epochs(self, index: int) -> int:
+        """Of module `index` in each lap; the network's own classifier, where it is one of its own, has others."""
+        is_own = self.plan.classifier and index == len(self.heads) - 1
+        return self.config.own_epochs if is_own else self.config.epochs
+
     def dtype(self, index: int) -> torch.dtype:
         """Of the input of module `index`."""
         return self.partition.chain.in_dtype if index == 0 else torch.float32

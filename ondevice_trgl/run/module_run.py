@@ -88,7 +88,7 @@ class ModuleRun:
         random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
         if "rng" in random:
             torch.set_rng_state(random["rng"])
-        for epoch in range(self.position.epoch, self.context.config.epochs):
+        for epoch in range(self.position.epoch, self.context.epochs(self.index)):
             self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0)
         self.measured.cache_read_bytes += self.context.boundaries.traffic()[0]
 
@@ -203,7 +203,7 @@ class ModuleRun:
 
     def _lr(self) -> float:
         progress = self.context.progress
-        done = (progress.epoch * progress.steps + progress.step) / (progress.epochs * progress.steps)
+        done = (progress.epoch * progress.steps + progress.step) / (progress.module_epochs * progress.steps)
         return self.context.config.learning_rate_at(done)
 
     def _located(self, error: NonFiniteError, indices: list[int]) -> NonFiniteError:

@@ -24,6 +24,8 @@ class Progress:
     lap: int = 0
     module: int = 0
     module_name: str = ""
+    module_epochs: int = 1
+    """Of this module, which may be others than those of most."""
     epoch: int = 0
     step: int = 0
     phase: str = "load"
@@ -63,7 +65,7 @@ class Progress:
             num_modules=self.num_modules,
             module_name=self.module_name,
             epoch=self.epoch,
-            epochs=self.epochs,
+            epochs=self.module_epochs,
             step=self.step,
             steps=self.phase_steps,
             task_loss=self.tally.mean_task_loss(),
@@ -87,8 +89,10 @@ class Progress:
         return (self.tally.samples - samples) / (now - then) if now > then else None
 
     def _seconds_left(self) -> float | None:
-        done = ((self.lap * self.num_modules + self.module) * self.epochs + self.epoch) * self.steps
-        done += self.step if self.phase == "train" else self.steps if self.phase in ("validate", "cache") else 0
+        own = self.epoch * self.steps
+        own += self.step if self.phase == "train" else self.steps if self.phase in ("validate", "cache") else 0
+        done = (self.lap * self.num_modules + self.module) * self.epochs * self.steps
+        done += own * self.epochs // self.module_epochs
         total = self.laps * self.num_modules * self.epochs * self.steps
         if self._first_step is None:
             self._first_step, self._started = done, time.perf_counter()

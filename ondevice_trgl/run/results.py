@@ -78,6 +78,8 @@ def make_report(
     peaks = [peak for peak in (peak_outside, *(m.measured_peak_bytes for m in measured)) if peak]
     cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
     epochs = [_epochs(m, config) for m in measured]
+    if plan.classifier:  # its epochs in one of the modules' are part of what that takes
+        epochs[-1] *= config.epochs / config.own_epochs if not measured[-1].frozen else 1.0
     rows = tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured))
     return Report(
         status=status,

@@ -58,9 +58,8 @@ def samples(count: int, seed: int = 0) -> TensorDataset:
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(
-        **{"budget": "64GB", "modules": ("blocks.0", "blocks.1"), "epochs": 2, "batch_size": 8, "threads": 1, **changes}
-    )
+    usual = {"budget": "64GB", "modules": ("blocks.0", "blocks.1"), "epochs": 2, "batch_size": 8, "threads": 1}
+    return TrainConfig(**{**usual, "classifier_epochs": changes.get("epochs", 2), **changes})
 
 
 class Fit:

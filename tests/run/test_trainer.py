@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import random
 import signal
@@ -475,3 +476,17 @@ def test_a_run_that_is_refused_gives_the_model_its_weights_back(
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not fit.path("run").exists()
+
+
+def test_the_classifier_has_ten_times_the_epochs_or_its_own(fit: Fit) -> None:
+    for name, asked, wanted in (("default", None, 10), ("own", 3, 3)):
+        fit(name, epochs=1, classifier_epochs=asked)
+        events = (fit.path(name) / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        epochs = [event["module"] for event in map(json.loads, events) if event["event"] == "epoch"]
+        assert [epochs.count(module) for module in range(4)] == [1, 1, 1, wanted]
+
+
+def test_an_epoch_of_all_modules_has_the_classifiers_share_in_it(fit: Fit) -> None:
+    report = fit("run", epochs=1, classifier_epochs=5)
+    seconds = sum(part.train_seconds or 0.0 for part in report.heads)
+    assert report.seconds.per_epoch == pytest.approx(seconds + report.seconds.cache)
