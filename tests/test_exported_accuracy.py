@@ -33,7 +33,9 @@ def test_the_accuracy_of_the_exported_network_is_the_one_reported(name: str, tmp
     torch.manual_seed(0)
     random.seed(0)
     make, least = ALL[name]
-    config = TrainConfig(budget="64GB", modules=min(2, least), epochs=3, batch_size=16, threads=1, lr=0.05)
+    config = TrainConfig(
+        budget="64GB", modules=min(2, least), epochs=3, classifier_epochs=3, batch_size=16, threads=1, lr=0.05
+    )
     trainer = Trainer(make(), config, run_dir=tmp_path / "run")
     images, labels = samples(60, 2)
     report = trainer.fit(TensorDataset(*samples(64, 1)), TensorDataset(images, labels))
