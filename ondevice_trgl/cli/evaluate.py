@@ -29,6 +29,11 @@ def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
     head = str(parse_head(given["judged_head"], "ensemble"))
     if given["budget"] is not None:
         parse_budget(given["budget"], what="--budget")
+    if given["classes_from_order"] and given["other_data"] is None:
+        raise UsageError(
+            "--classes-from-order is for other data than the run's own",
+            hint="name them, for example --data folder:PATH",
+        )
     prepare_process(shell, "evaluate", given)
     from ondevice_trgl import jobs
 

@@ -180,6 +180,7 @@ def test_a_paused_run_says_how_to_go_on(cli: Cli, jobs: Jobs, report: Report) ->
         (("evaluate", "r", "-b", "2XB"), ("2XB", "--budget")),
         (("export", "r", "--head", "ensemble"), ("'ensemble'", "best, last, or")),
         (("predict", "r", "a.jpg", "--top", "0"), ("--top '0'", "at least 1")),
+        (("evaluate", "r", "--classes-from-order"), ("other data than the run's own", "--data")),
     ],
 )
 def test_bad_usage_names_the_way_out(cli: Cli, jobs: Jobs, argv: tuple[str, ...], parts: tuple[str, ...]) -> None:
