@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError
-from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, write_tensors
+from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, sync_folder, write_tensors
 
 NET, MARK = "net", "!"
 """A local module holds the network's layers in a child of that name, so that none of their names is one of its own.
 Behind a Python keyword comes a mark, as code cannot name it.
 """
 _SHAPE = "_evicted_shape"
+_COMMITTED = "committed"
+"""Stands while what is pending takes the place of what was saved before."""
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -71,6 +73,9 @@ class ModuleStore:
     def has(self, index: int) -> bool:
         return self.path(index).is_file()
 
+    def _pending(self, index: int) -> Path:
+        return self.folder / f"{index:03d}.pending"
+
     def save(
         self,
         index: int,
@@ -80,14 +85,35 @@ class ModuleStore:
         *,
         optim: Mapping[str, Tensor] | None = None,
         run: Mapping[str, Tensor] | None = None,
+        pending: bool = False,
     ) -> int:
-        """Write module `index` as it stands, atomically; returns the bytes written. `position` is JSON-ready."""
+        """Write module `index` as it stands, atomically; returns the bytes written. `position` is JSON-ready.
+
+        With `pending`, what was saved before stays the module's until `commit`.
+        """
         tensors = {f"module.{name}": tensor for name, tensor in state_of(module).items()}
         if head is not None:
             tensors |= {f"head.{name}": tensor for name, tensor in state_of(head).items()}
         for prefix, extra in (("optim.", optim), ("run.", run)):
             tensors |= {prefix + name: tensor for name, tensor in (extra or {}).items()}
-        return write_tensors(self.path(index), tensors, {"position": json.dumps(position)})
+        path = self._pending(index) if pending else self.path(index)
+        return write_tensors(path, tensors, {"position": json.dumps(position)})
+
+    def commit(self) -> None:
+        """Let everything that is pending be the modules', all of it or none. Raises StorageError."""
+        write_tensors(self.folder / _COMMITTED, {})  # from here on `recover` does the rest
+        self.recover()
+
+    def recover(self) -> None:
+        """Finish a commit that was cut off; what was pending without one is dropped. For the one who writes."""
+        committed = self.folder / _COMMITTED
+        for path in sorted(self.folder.glob("*.pending")):
+            if committed.is_file():
+                path.replace(path.with_suffix(".safetensors"))
+            else:
+                path.unlink()
+        sync_folder(self.folder)
+        committed.unlink(missing_ok=True)
 
     def load(self, index: int, module: nn.Module, head: nn.Module | None, device: torch.device) -> None:
         """Fill module and head in place, on `device`, without their optimizer state. Raises DamagedFileError.

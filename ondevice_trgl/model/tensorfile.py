@@ -110,7 +110,7 @@ def _write(
                 _write_all(file.write, block)
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -128,7 +128,8 @@ def _write_all(write: Callable[[memoryview], int | None], data: bytes | memoryvi
         rest = rest[write(rest) or 0 :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

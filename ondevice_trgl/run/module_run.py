@@ -2,24 +2,18 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
-from functools import partial
 
 import torch
 
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
-from ondevice_trgl.plan.plan import Rung, rung_within
-from ondevice_trgl.run.batches import check_finite, epoch_order, mix, place
+from ondevice_trgl.plan.plan import Rung
+from ondevice_trgl.run.batches import epoch_order, mix, place
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.position import Position
-from ondevice_trgl.run.stepper import Pressure, Stepper
-from ondevice_trgl.trgl.optim import Optimizer
-
-Pressed = Callable[[Pressure, Rung], None]
-"""Told of every time that memory ran short, with the rung that the module goes on at."""
+from ondevice_trgl.run.stepping import Pressed, located, stepper_of
 
 
 class ModuleRun:
@@ -41,41 +35,7 @@ class ModuleRun:
         self.measured = dataclasses.replace(
             self.position.measured, params=parameter_count(self.module, head), frozen=self.module.frozen
         )
-        self.stepper = self._stepper(lowest, pressed)
-
-    def _stepper(self, lowest: Rung | None, pressed: Pressed) -> Stepper:
-        """The module as it stands, on the highest rung that the budget allows, or where it was."""
-        context, config, position = self.context, self.context.config, self.position
-        ladder = context.plan.ladders[self.index]
-        rung = rung_within(ladder, context.budget.room)
-        for lower in (lowest, position.rung if position.epoch or position.step else None):
-            if lower in ladder:
-                rung = ladder[max(ladder.index(rung), ladder.index(lower))]
-        optimizer = Optimizer(
-            config.optimizer,
-            context.objective(self.index, rung).parameters(),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        optimizer.load(
-            context.budget.attempt(
-                lambda: context.store.load_extra(self.index, "optim", context.device),
-                f"optimizer state of module {self.index}",
-            )
-        )
-        return Stepper(
-            partial(context.objective, self.index),
-            optimizer,
-            ladder,
-            rung,
-            batch_size=context.plan.batch_size,
-            in_shape=self.module.in_shape,
-            in_dtype=context.dtype(self.index),
-            device=context.device,
-            budget=context.budget,
-            scratch=context.run.cache_folder(config.cache_dir),
-            notify=pressed,
-        )
+        self.stepper = stepper_of(context, index, self.position, lowest=lowest, pressed=pressed)
 
     def train(self) -> None:
         """All epochs that are left; none of the last module, where that is frozen and has no head.
@@ -123,7 +83,9 @@ class ModuleRun:
         try:
             tally = self.stepper.step(self.context.boundaries.source("train"), indices, self._lr())
         except NonFiniteError as error:
-            raise self._located(error, indices) from error
+            source, buffer = self.context.boundaries.source("train"), self.stepper.buffer
+            where = f"lap {self.lap}, module {self.index} ({progress.module_name})"
+            raise located(error, progress, where, place(self.index, "train"), source, indices, buffer) from error
         except BudgetExceededError:
             self._checkpoint()
             raise
@@ -205,17 +167,3 @@ class ModuleRun:
         progress = self.context.progress
         done = (progress.epoch * progress.steps + progress.step) / (progress.module_epochs * progress.steps)
         return self.context.config.learning_rate_at(done)
-
-    def _located(self, error: NonFiniteError, indices: list[int]) -> NonFiniteError:
-        """`error` with the place, and the sample where the input itself is not finite."""
-        progress, buffer = self.context.progress, self.stepper.buffer
-        source = self.context.boundaries.source("train")
-        for start in range(0, len(indices), len(buffer)):
-            part = indices[start : start + len(buffer)]
-            source.read(part, buffer)
-            check_finite(buffer, part, place(self.index, "train"))
-        return NonFiniteError(
-            f"{error.message} in lap {self.lap}, module {self.index} ({progress.module_name}), epoch {progress.epoch}, "
-            f"step {progress.step}",
-            hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
-        )

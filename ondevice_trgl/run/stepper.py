@@ -21,6 +21,7 @@ from ondevice_trgl.model.store import state_of
 from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
 from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.relay import Relay
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, accumulate
 from ondevice_trgl.units import format_size
@@ -88,20 +89,21 @@ class Stepper:
             self._buffer = buffer_for(self.rung.micro_batch_size, self._shape, self._dtype)
         return self._buffer
 
-    def step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
+    def step(self, source: Source, indices: Sequence[int], lr: float, relay: Relay | None = None) -> Tally:
         """One update from the samples `indices`. Raises NonFiniteError, and BudgetExceededError below the last rung.
 
-        After either, parameters, buffers and optimizer state are those from before the step.
+        `relay` is given what the module put out for them, by the weights from before the update.
+        After either error, parameters, buffers and optimizer state are those from before the step.
         """
         if not self._made_room:
             self._hold()
         try:
-            return self._step(source, indices, lr)
+            return self._step(source, indices, lr, relay)
         finally:
             if self._budget.is_tight:
                 self._budget.enforce()  # what is refused between two steps cannot be tried again
 
-    def _step(self, source: Source, indices: Sequence[int], lr: float) -> Tally:
+    def _step(self, source: Source, indices: Sequence[int], lr: float, relay: Relay | None) -> Tally:
         if self._between and self._budget.looks_at_growth():  # before anything is refused: not all code stands that
             self._budget.look_at_growth(self._between)
             self._fit("memory is in use beside training")
@@ -117,9 +119,9 @@ class Stepper:
                     (z.to(self._device), labels.to(self._device))
                     for z, labels in micro_batches(source, indices, self.buffer)
                 )
-                tally = self._budget.hands.do(
-                    partial(accumulate, self.objective, moved, self._batch // self.rung.micro_batch_size)
-                )
+                count = self._batch // self.rung.micro_batch_size
+                onward = None if relay is None else relay.rewound()
+                tally = self._budget.hands.do(partial(accumulate, self.objective, moved, count, onward))
                 break
             except Exception as error:
                 self.optimizer.drop_gradients()

@@ -45,6 +45,10 @@ class Tally:
         return self.correct / self.samples if self.samples else None
 
 
+Onward = Callable[[Tensor], None]
+"""Takes a module's output of a micro-batch, (micro-batch, *out_shape), on its way to the next module."""
+
+
 class Objective:
     """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits.
 
@@ -95,9 +99,14 @@ class Objective:
         if self.head is not None:
             self.head.train(training)
 
-    def backward(self, z: Tensor, labels: Tensor, share: float) -> Tally:
-        """Add `share` of the gradient of the loss on (z, labels); returns the sums over the samples."""
+    def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Tally:
+        """Add `share` of the gradient of the loss on (z, labels); returns the sums over the samples.
+
+        `onward` is given what the module puts out for z, which it must copy.
+        """
         out, transport = self._forward(z) if self._measured else (self._forward(z), None)
+        if onward is not None:
+            onward(out.detach())
         logits = out if self.head is None else self.head(out)
         del out
         task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -110,6 +119,12 @@ class Objective:
         return Tally(float(task.detach()) * count, cost * count, correct, count)
 
     @torch.no_grad()
+    def passed(self, z: Tensor) -> Tensor:
+        """What the module puts out for z, in the mode that it is in, without gradients."""
+        out: Tensor = self.module(z)
+        return out
+
+    @torch.no_grad()
     def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape."""
         out = self.module(z)
@@ -117,14 +132,19 @@ class Objective:
         return out[:count], logits[:count]
 
 
-def accumulate(objective: Objective, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Tally:
+def accumulate(
+    objective: Objective,
+    micro_batches: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    onward: Onward | None = None,
+) -> Tally:
     """Gradients of one step from `count` micro-batches of equal size; parameters are left as they are.
 
-    Raises NonFiniteError where the loss is NaN or infinite.
+    `onward` is given the module's output of each, in order. Raises NonFiniteError where the loss is NaN or infinite.
     """
     total = Tally()
     for z, labels in micro_batches:
-        total.add(objective.backward(z, labels, 1.0 / count))
+        total.add(objective.backward(z, labels, 1.0 / count, onward))
     if not math.isfinite(total.task_loss + total.transport_cost):
         raise NonFiniteError(f"the loss is {total.task_loss + total.transport_cost}")
     return total

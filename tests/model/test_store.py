@@ -143,3 +143,25 @@ def test_a_run_of_another_model_cannot_be_assembled(tmp_path: Path) -> None:
 def test_a_position_that_is_not_there_is_empty(tmp_path: Path) -> None:
     write_tensors(tmp_path / "000.safetensors", {"module.x": torch.ones(1)})
     assert ModuleStore(tmp_path).position(0) == {}
+
+
+def test_pending_modules_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
+    store, module = ModuleStore(tmp_path), nn.Linear(2, 1)
+    for index in (0, 1):
+        store.save(index, module, None, {"step": 1})
+    store.save(0, module, None, {"step": 2}, pending=True)
+    assert store.position(0) == {"step": 1}
+    store.recover()  # killed before the second was written: nothing has happened
+    assert [store.position(k)["step"] for k in (0, 1)] == [1, 1]
+    assert not list(tmp_path.glob("*.pending"))
+    for index in (0, 1):
+        store.save(index, module, None, {"step": 3}, pending=True)
+    store.commit()
+    assert [store.position(k)["step"] for k in (0, 1)] == [3, 3]
+    for index in (0, 1):
+        store.save(index, module, None, {"step": 4}, pending=True)
+    (tmp_path / "committed").write_bytes(b"")  # killed in the middle of a commit
+    (tmp_path / "000.pending").replace(store.path(0))
+    store.recover()
+    assert [store.position(k)["step"] for k in (0, 1)] == [4, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000.safetensors", "001.safetensors"]

@@ -17,7 +17,7 @@ from ondevice_trgl.plan.plan import Rung
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.trgl.optim import Optimizer
-from ondevice_trgl.trgl.step import Objective, Tally
+from ondevice_trgl.trgl.step import Objective, Onward, Tally
 from tests.run.conftest import CLASSES, net
 
 MB = 1_000_000
@@ -80,8 +80,10 @@ class Scene:
         class Short(Objective):
             rung = LADDER[0]
 
-            def backward(self, z: Tensor, labels: Tensor, share: float) -> Tally:
-                tally = super().backward(z, labels, share)  # gradients, statistics and random numbers are used up
+            def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Tally:
+                tally = super().backward(
+                    z, labels, share, onward
+                )  # gradients, statistics and random numbers are used up
                 outer.calls += 1
                 if refuses is not None and refuses(self.rung, outer.calls):
                     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
