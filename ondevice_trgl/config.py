@@ -18,7 +18,7 @@ from ondevice_trgl.errors import ConfigError
 from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.units import parse_size
 
-SCHEDULES = ("sequential", "multi-lap")
+SCHEDULES = ("sequential", "multi-lap", "parallel")
 TRANSPORTS = ("branch", "displacement")
 NORMALISATIONS = ("mean", "sum")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
@@ -82,7 +82,10 @@ class TrainConfig(Checked):
     modules: str | int | tuple[str, ...] = setting("auto", checks.modules)
     """Local modules: `"auto"`, a number, or the names of the layers that each module ends with."""
     schedule: str = setting("sequential", checks.one_of(*SCHEDULES))
-    """sequential: every module to its end; multi-lap: `laps` passes over all modules."""
+    """sequential: every module to its end; multi-lap: `laps` passes over all modules; parallel: every batch goes
+    through all modules, each of which makes a step of its own on what the one before it put out. Then weights and
+    optimizer state of all modules are in memory, activations and gradients of one at a time, and nothing is cached but
+    what the last module puts out, once, for the classifier."""
     laps: int = setting(1, checks.int_from(1))
     epochs: int = setting(5, checks.int_from(1))
     """Epochs of each module in each lap."""
@@ -132,8 +135,8 @@ class TrainConfig(Checked):
             object.__setattr__(self, "modules", tuple(self.modules))
         super().__post_init__()
         faults = []
-        if self.laps > 1 and self.schedule == "sequential":
-            faults.append(f"laps = {self.laps}: the sequential schedule has one; set schedule = 'multi-lap'")
+        if self.laps > 1 and self.schedule != "multi-lap":
+            faults.append(f"laps = {self.laps}: the {self.schedule} schedule has one; set schedule = 'multi-lap'")
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             faults.append(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
         if faults:

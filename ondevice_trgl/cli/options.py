@@ -112,7 +112,9 @@ _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
 _declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's epochs.", choices=config.LR_SCHEDULES)
 _declare(_P, "optimizer", str, "--optimizer", "Optimizer.", choices=config.OPTIMIZERS)
-_declare(_P, "schedule", str, "--schedule", "Each module to its end, or in laps.", choices=config.SCHEDULES)
+_declare(
+    _P, "schedule", str, "--schedule", "Each module to its end, in laps, or all in step.", choices=config.SCHEDULES
+)
 _declare(_P, "laps", int, "--laps N", "Passes over all modules, with multi-lap.")
 _declare(_P, "tau", str, "--tau X|off", "Step size of the transport cost; smaller holds features closer.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)

@@ -29,6 +29,8 @@ class Progress(Callback):
 def place(run: RunState) -> str:
     """Where the run is: lap, module, phase, epoch."""
     lap = f"lap {run.lap + 1}/{run.laps}  " if run.laps > 1 else ""
+    if run.together:
+        return run.module_name
     return f"{lap}module {run.module + 1}/{run.num_modules} {run.module_name}"
 
 

@@ -18,6 +18,8 @@ class Breakdown:
     """Input buffer, what is saved for the backward pass, gradients of it; boundaries that are cached in memory."""
     head: int = 0
     """The auxiliary head: its weights, their gradients and optimizer state, its activations."""
+    others: int = 0
+    """Weights and optimizer state of the modules that are not at work, where they stay in memory (parallel)."""
     scratch: int = 0
     """What kernels, their code and the allocator take beside the tensors."""
     floor: int = 0

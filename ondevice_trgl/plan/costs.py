@@ -119,6 +119,14 @@ class Costs:
         """Bytes of the largest kernel of a convolution in segments `start` to `stop` (exclusive)."""
         return max(segment.kernel for segment in self.segments[start:stop])
 
+    def kept_bytes(self, start: int, stop: int) -> int:
+        """What segments `start` to `stop` and their head hold between two steps: weights, buffers, optimizer state."""
+        head = self.heads[stop - 1] if stop < len(self.segments) else None
+        parts = [*self.segments[start:stop], *([head] if head else [])]
+        trained = sum(part.parameters for part in parts)
+        still = trained + sum(part.buffers for part in parts)
+        return still + Optimizer.state_bytes(self.optimizer, trained, self.momentum)
+
     def module_bytes(
         self, start: int, stop: int, micro_batch: int, *, accumulate: bool, checkpointed: bool = False
     ) -> int:

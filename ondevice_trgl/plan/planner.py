@@ -21,6 +21,8 @@ from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.cuts import can_be_cut, can_end, no_cut
 from ondevice_trgl.plan.falsify import falsified
 from ondevice_trgl.plan.fewest import Fewest
+from ondevice_trgl.plan.levels import levels_of
+from ondevice_trgl.plan.others import NO_OTHERS, Others, others_of
 from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
@@ -31,8 +33,6 @@ from ondevice_trgl.units import format_size
 LEAST_SCRATCH, SCRATCH = 0.06, 0.20
 """What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`): where a
 rehearsal will find out, and where none will."""
-SMALL_MICRO_BATCH = 4
-"""Below this a step is mostly overhead: everything else is tried first."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class Planner:
         self.chain, self.config = chain, config
         self.floor, self.rows, self.train_rows = floor, rows, train_rows
         self.batch = min(config.batch_size, train_rows)
+        self.parallel = config.schedule == "parallel"
         self.cache_tier = "disk" if config.cache == "auto" else config.cache
         # as long as there is room, nothing is rounded
         self.cache_dtypes = ("fp32", "bf16") if config.cache_dtype == "auto" else (config.cache_dtype,)
@@ -124,41 +125,36 @@ class Planner:
         self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0
         self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
         self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
+        self.costs = costs
         self.fewest = Fewest(chain, config)
         self.exact = self.fewest.exact
-        self.levels = self._levels()
+        self.levels = levels_of(config, self.batch, exact=self.exact)
         self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
         self.scale = scale
 
-    def _levels(self) -> list[Level]:
-        """The order of preference."""
-        micros = [micro for micro in range(self.batch, 0, -1) if self.batch % micro == 0]
-        fixed = self.config.micro_batch
-        if isinstance(fixed, int):  # the batch itself may be smaller than was asked for, with few samples
-            micros = [micro for micro in micros if micro <= fixed][:1]
-        elif not self.exact and len(micros) > 1:
-            micros.remove(1)  # statistics of one sample are none
-        full, small = micros[:1], [micro for micro in micros[1:] if micro < SMALL_MICRO_BATCH]
-        larger = [micro for micro in micros[1:] if micro >= SMALL_MICRO_BATCH]
-        groups = [full + larger, small] if self.exact else [full, larger, small]
-        levels = [Level(micro, again) for group in groups for again in (False, True) for micro in group]
-        on_cpu = self.config.device != "cuda" and not self.config.device.startswith("cuda:")
-        return levels + [dataclasses.replace(level, spilled=True) for level in levels if on_cpu]
-
-    def rung(self, start: int, stop: int, level: Level) -> Rung:
+    def rung(self, start: int, stop: int, level: Level, others: Others = NO_OTHERS) -> Rung:
         """Segments `start` to `stop` on `level`, with the predicted peak of the whole process."""
         known = self.predictor.rehearsed(start, stop, level)
-        peak = self.floor + self.predictor.above(start, stop, level) + self.beside
+        peak = self.floor + self.predictor.above(start, stop, level) + self.beside + others.than(start)
         is_measured = known is not None and known.is_direct
         return Rung(level.micro, level.checkpointed, peak, is_measured, level.spilled)
 
-    def breakdown(self, start: int, stop: int, rung: Rung) -> Breakdown:
+    def _others(self, bounds: Sequence[int]) -> Others:
+        """What the modules that `bounds` make keep in memory beside the one that is at work."""
+        modules = bounds[:-1] if self._ends_apart(bounds) else bounds
+        return others_of(modules, self.costs, self.batch) if self.parallel else NO_OTHERS
+
+    def breakdown(self, start: int, stop: int, rung: Rung, others: Others) -> Breakdown:
         """What the bytes of the peak of these segments on `rung` are for."""
         tensors = self.predictor.tensors(start, stop, rung.level)
-        tensors = dataclasses.replace(tensors, activations=tensors.activations + self.beside)
+        tensors = dataclasses.replace(
+            tensors,
+            activations=tensors.activations + self.beside + others.relay,
+            others=others.than(start) - others.relay,
+        )
         return tensors.with_total(rung.peak_bytes, floor=self.floor)
 
-    def ladder(self, start: int, stop: int) -> tuple[Rung, ...]:
+    def ladder(self, start: int, stop: int, others: Others = NO_OTHERS) -> tuple[Rung, ...]:
         """The ways to train these segments as one module: in the order of preference, each taking less memory."""
         rungs: list[Rung] = []
         for level in self.levels:
@@ -166,7 +162,7 @@ class Planner:
                 continue  # its one segment would be computed again at once
             if level.micro < self.fewest(start, stop):
                 continue
-            rung = self.rung(start, stop, level)
+            rung = self.rung(start, stop, level, others)
             if not rungs or rung.peak_bytes < rungs[-1].peak_bytes:
                 rungs.append(rung)
         return tuple(rungs)
@@ -180,13 +176,18 @@ class Planner:
                 continue
             for bounds in self._groupings(level):
                 if self._fit(bounds, levels, budget):
-                    yield Candidate(bounds, tuple(self.ladder(a, b) for a, b in pairwise(bounds)))
+                    yield self._candidate(bounds)
+
+    def _candidate(self, bounds: tuple[int, ...]) -> Candidate:
+        others = self._others(bounds)
+        return Candidate(bounds, tuple(self.ladder(a, b, others) for a, b in pairwise(bounds)))
 
     def _fit(self, bounds: Sequence[int], levels: Sequence[Level], budget: int, *, any_samples: bool = False) -> bool:
         """Whether every module fits on one of `levels`; with `any_samples`, of those too that its norms refuse."""
+        others = NO_OTHERS if any_samples else self._others(bounds)
         return all(
             any(
-                self.rung(a, b, level).peak_bytes <= budget
+                self.rung(a, b, level, others).peak_bytes <= budget
                 for level in levels
                 if any_samples or level.micro >= self.fewest(a, b)
             )
@@ -208,7 +209,8 @@ class Planner:
                 ]
                 if any(level.micro < self.fewest(a, b) for a, b in pairwise(bounds)):
                     continue
-                candidate = Candidate(bounds, tuple((self.rung(*span),) for span in spans))
+                others = self._others(bounds)
+                candidate = Candidate(bounds, tuple((self.rung(*span, others),) for span in spans))
                 if level.checkpointed and not any(one.checkpointed for _, _, one in spans):
                     continue
                 seconds = [self._seconds(*span) for span in spans]
@@ -277,7 +279,7 @@ class Planner:
         self.predictor = self.predictor.allowing(MOST_SHARE)
         groupings = list(self._groupings(self.levels[-1]))
         found = [
-            Candidate(bounds, tuple(self.ladder(a, b) for a, b in pairwise(bounds)))
+            self._candidate(bounds)
             for bounds in groupings
             if all(self.fewest(a, b) <= self.levels[0].micro for a, b in pairwise(bounds))
         ]
@@ -288,11 +290,14 @@ class Planner:
     def cache_bytes(self, candidate: Candidate, dtype: str) -> int:
         """Most bytes of boundary activations at one time: the one that is read and the one that is written."""
         sizes = [row_bytes(self.chain.segments[b - 1].out_shape, dtype) for b in candidate.bounds[1:-1]]
+        if self.parallel:
+            return self.rows * (sizes[-1] if self._ends_apart(candidate.bounds) else 0)
         return self.rows * max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
 
     def plan(self, chosen: Candidate, dtype: str, budget: int) -> Plan:
         """The plan that trains `chosen`."""
         whole = self.rung(0, len(self.chain.segments), Level(self.batch, False)).peak_bytes
+        others = self._others(chosen.bounds)
         plan = Plan(
             bounds=chosen.bounds,
             batch_size=self.batch,
@@ -306,7 +311,7 @@ class Planner:
             reasons=(),
             classifier=self._ends_apart(chosen.bounds),
             breakdowns=tuple(
-                tuple(self.breakdown(a, b, rung) for rung in ladder)
+                tuple(self.breakdown(a, b, rung, others) for rung in ladder)
                 for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)
             ),
         )

@@ -83,10 +83,15 @@ def _spilling(plan: Plan) -> list[str]:
 
 
 def _cache(plan: Plan, config: TrainConfig) -> list[str]:
-    reasons = [
-        f"cache on {plan.cache_tier}: "
-        + ("as asked" if config.cache != "auto" else "the kernel keeps in RAM what is free, and can take it back")
-    ]
+    if config.schedule == "parallel":
+        cached = "nothing is cached but what the last puts out, once, for the classifier"
+        turns = "parallel: weights and optimizer state of all modules stay in memory"
+        reasons = [f"{turns}; {cached if plan.classifier else 'nothing is cached'}"]
+    else:
+        reasons = [
+            f"cache on {plan.cache_tier}: "
+            + ("as asked" if config.cache != "auto" else "the kernel keeps in RAM what is free, and can take it back")
+        ]
     if config.cache_dtype == "auto" and plan.cache_dtype != "fp32":
         limit = format_size(config.cache_limit_bytes or 0)
         reasons.append(f"cache in {plan.cache_dtype}: fp32 would not fit the limit of {limit}")

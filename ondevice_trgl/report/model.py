@@ -54,7 +54,7 @@ class ModuleReport:
     """Elements, the auxiliary head's included."""
     predicted_peak_bytes: int
     predicted_breakdown: Mapping[str, int] | None = None
-    """What those bytes are for: weights, gradients, optimizer, activations, head, scratch, floor; they add up."""
+    """What they are for: weights, gradients, optimizer, activations, head, others, scratch, floor; they add up."""
     frozen: bool = False
     """None of its own parameters is trained: only its auxiliary head, where it has one."""
     micro_batch_size: int | None = None

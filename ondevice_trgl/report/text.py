@@ -194,11 +194,13 @@ def plan_line(report: Report) -> str:
     plan = report.plan
     laps = f", {plan.laps} laps" if plan.laps > 1 else ""
     plural = "module" if plan.num_modules == 1 else "modules"
+    cache = "no cache"
+    if plan.cache.bytes:
+        cache = f"cache {plan.cache.tier} {plan.cache.dtype}, {format_size(plan.cache.bytes)}"
     return (
         f"{plan.num_modules} {plural}, {plan.schedule}{laps}; batch {plan.batch_size} = micro-batch "
         f"{plan.micro_batch_size} x {plan.grad_accum_steps}; {plan.optimizer}; "
-        f"checkpointing {'on' if plan.activation_checkpointing else 'off'}; "
-        f"cache {plan.cache.tier} {plan.cache.dtype}, {format_size(plan.cache.bytes)}"
+        f"checkpointing {'on' if plan.activation_checkpointing else 'off'}; {cache}"
     )
 
 

@@ -46,13 +46,13 @@ class Boundaries:
         read = sum(cache.bytes_read for cache in self._read.values())
         return read, sum(cache.bytes_written for cache in self._written.values())
 
-    def advance(self) -> None:
-        """What was written becomes what is read; the boundary before is deleted."""
+    def advance(self, by: int = 1) -> None:
+        """What was written, `by` modules further on, becomes what is read; the boundary before is deleted."""
         for cache in self._written.values():
             cache.seal()
         _close(self._read)
         self._read, self._written = self._written, {}
-        self.index += 1
+        self.index += by
 
     def rewind(self) -> None:
         """Back to the dataset."""

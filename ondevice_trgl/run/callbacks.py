@@ -38,6 +38,8 @@ class RunState:
     """Estimate for the whole run; None until the first steps are timed."""
     train_accuracy: float | None = None
     val_accuracy: float | None = None
+    together: bool = False
+    """All modules make their steps side by side (parallel schedule): loss and accuracy are those of the last one."""
     _pause: Callable[[], None] | None = None
 
     def request_pause(self) -> None:

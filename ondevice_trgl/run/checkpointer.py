@@ -36,15 +36,27 @@ class Checkpointer:
         """Whether the last checkpoint is old."""
         return time.perf_counter() - self._saved_at >= self._seconds
 
-    def save(self, index: int, position: Position, *, optim: dict[str, Tensor], run: dict[str, Tensor]) -> None:
-        """Write module `index` as it stands. Raises StorageError, BudgetExceededError."""
+    def save(
+        self,
+        index: int,
+        position: Position,
+        *,
+        optim: dict[str, Tensor],
+        run: dict[str, Tensor],
+        pending: bool = False,
+    ) -> None:
+        """Write module `index` as it stands; with `pending`, for `commit`. Raises StorageError, BudgetExceededError."""
         context = self._context
         self._saves += 1
         callbacks = tuple((type(c).__qualname__, c.state_dict()) for c in context.progress.callbacks)
         values = dataclasses.replace(position, saves=self._saves, callbacks=callbacks).to_dict()
         module, head = context.partition.modules[index], context.heads[index]
         context.budget.attempt(
-            lambda: context.store.save(index, module, head, values, optim=optim, run=run),
+            lambda: context.store.save(index, module, head, values, optim=optim, run=run, pending=pending),
             f"the checkpoint of module {index}",
         )
         self._saved_at = time.perf_counter()
+
+    def commit(self) -> None:
+        """Let all that is pending be the checkpoint, at once. Raises StorageError."""
+        self._context.store.commit()

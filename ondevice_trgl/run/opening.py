@@ -114,6 +114,7 @@ def open_run(
     run = RunDir.open(path)
     record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
     store = ModuleStore(run.modules, run.staged)
+    store.recover()
     chain = _chain(run, store, data, model)
     config = config or record.config
     before, now = record.config.to_dict(), config.to_dict()

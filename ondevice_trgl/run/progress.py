@@ -21,6 +21,11 @@ class Progress:
     epochs: int
     steps: int
     callbacks: Sequence[Callback]
+    stages: int = 1
+    """That are about equally long, in a lap: what is trained one after another."""
+    stage: int = 0
+    together: bool = False
+    """Whether all modules make their steps side by side at present (parallel schedule)."""
     lap: int = 0
     module: int = 0
     module_name: str = ""
@@ -64,6 +69,7 @@ class Progress:
             module=self.module,
             num_modules=self.num_modules,
             module_name=self.module_name,
+            together=self.together,
             epoch=self.epoch,
             epochs=self.module_epochs,
             step=self.step,
@@ -91,9 +97,9 @@ class Progress:
     def _seconds_left(self) -> float | None:
         own = self.epoch * self.steps
         own += self.step if self.phase == "train" else self.steps if self.phase in ("validate", "cache") else 0
-        done = (self.lap * self.num_modules + self.module) * self.epochs * self.steps
+        done = (self.lap * self.stages + self.stage) * self.epochs * self.steps
         done += own * self.epochs // self.module_epochs
-        total = self.laps * self.num_modules * self.epochs * self.steps
+        total = self.laps * self.stages * self.epochs * self.steps
         if self._first_step is None:
             self._first_step, self._started = done, time.perf_counter()
             return None

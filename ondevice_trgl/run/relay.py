@@ -9,7 +9,7 @@ from torch import Tensor
 class Relay:
     """The boundary activations of one batch, as a source for the next module and a place for its output.
 
-    Memory: two tensors, of (batch, *shape) at the widest boundary each; `make_room` takes it at once.
+    Memory: two tensors, of (batch, *shape) at the widest boundary each.
     """
 
     def __init__(self, batch: int, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -18,12 +18,15 @@ class Relay:
         self._halves = [torch.zeros(batch * most), torch.zeros(batch * most)]
         self.labels = torch.zeros(batch, dtype=torch.int64)
         self._read = self._written = torch.empty(0)
+        self.shape: tuple[int, ...] = ()
+        """Of one sample that is read."""
         self._at = 0
 
     def begin(self, labels: Tensor, shape: tuple[int, ...]) -> None:
         """A new batch, in front of the first module, which puts out `shape`."""
         self.labels = labels
-        self._open(shape)
+        if len(self._halves[0]):  # of one module alone nothing goes on
+            self._open(shape)
 
     def _open(self, shape: tuple[int, ...]) -> None:
         size = torch.Size(shape).numel()
@@ -42,13 +45,9 @@ class Relay:
     def advance(self, shape: tuple[int, ...]) -> None:
         """What was written becomes what is read; the next module puts out `shape`."""
         self._read = self._written
+        self.shape = tuple(self._read.shape[1:])
         self._halves.reverse()
         self._open(shape)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample that is read."""
-        return tuple(self._read.shape[1:])
 
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
         """Fill the first rows of `out` with the samples `indices` of the batch; returns their labels."""

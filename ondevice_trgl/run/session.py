@@ -28,6 +28,7 @@ from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.guards import last_report
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.opening import Opened
+from ondevice_trgl.run.parallel import Parallel
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.run_dir import REPORT
@@ -70,7 +71,8 @@ class Session:
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
             self.budget,
         )  # fmt: skip
-        scheduler = Scheduler(context, Checkpointer(context))
+        kind = Parallel if p.config.schedule == "parallel" else Scheduler
+        scheduler = kind(context, Checkpointer(context))
         so_far = max(self.peak_before, p.plan.set_up_bytes)
         self.budget.periods[0].measured_peak_bytes = so_far
         self._earlier = _stretches(before)
@@ -121,6 +123,7 @@ class Session:
             epochs=p.config.epochs,
             steps=len(self.data["train"].labels) // p.plan.batch_size,
             callbacks=self.callbacks,
+            stages=1 + p.plan.classifier if p.config.schedule == "parallel" else p.plan.num_parts,
             pause=self.pause,
         )
 

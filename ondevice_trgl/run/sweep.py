@@ -1,5 +1,6 @@
 """Every sample once through a trained module: its accuracy, and the boundary that the next module reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,10 +9,12 @@ from torch import Tensor
 
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.run.batches import all_rows, check_finite, place
+from ondevice_trgl.run.batches import Source, all_rows, check_finite, place
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
+from ondevice_trgl.run.relay import Relay
+from ondevice_trgl.run.stepper import Stepper
 from ondevice_trgl.trgl.step import Objective
 
 
@@ -82,3 +85,64 @@ def _not_finite(index: int, label: str, split: str, z: Tensor, start: int) -> No
         f"module {index} ({label}) gives NaN or infinity on {split} samples from {start} on",
         hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
     )
+
+
+def swept_through(
+    steppers: Sequence[Stepper],
+    boundaries: Boundaries,
+    progress: Progress,
+    modules: Sequence[LocalModule],
+    device: torch.device,
+    budget: Budget,
+    relay: Relay,
+    batch: int,
+    *,
+    write: bool,
+    keep: str = "val",
+) -> list[Swept]:
+    """As `sweep` of one module after another, all of them being in memory: `batch` samples at a time go through all.
+
+    With `write`, what the last module puts out is cached.
+    Micro-batches are those that `sweep` makes, so that the outcome is the same. Errors as there.
+    """
+    for stepper in steppers:
+        stepper.objective.train_mode(False)
+    found = [Swept({}, {}) for _ in steppers]
+    for split in boundaries.splits:
+        data = boundaries.source(split)
+        rows, correct = len(data.labels), [0] * len(steppers)
+        progress.enter("cache" if write else "validate", -(-rows // batch))
+        for first in range(0, rows, batch):
+            count = min(batch, rows - first)
+            relay.begin(data.labels[first : first + count], modules[0].out_shape)
+            source: Source = data
+            for index, stepper in enumerate(steppers):
+                put, offset = relay.rewound(), 0 if index else first
+                for at in range(0, count, len(stepper.buffer)):
+                    part = min(len(stepper.buffer), count - at)
+                    labels = source.read(range(offset + at, offset + at + part), stepper.buffer)
+                    out, logits = budget.attempt(
+                        partial(_evaluate, stepper.objective, stepper.buffer, part, device),
+                        f"a forward pass of {len(stepper.buffer)} samples through module {index}",
+                    )
+                    logits = logits.cpu()
+                    if not bool(torch.isfinite(logits).all()):
+                        raise _not_finite(index, modules[index].label, split, stepper.buffer[:part], first + at)
+                    correct[index] += int((logits.argmax(1) == labels).sum())
+                    if split == keep:
+                        kept = found[index].probabilities
+                        kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
+                        kept["probabilities"][first + at : first + at + part] = logits.softmax(1)
+                    if index + 1 < len(steppers):
+                        put(out)
+                    elif write:
+                        boundaries.append(split, modules[index].out_shape, out.cpu(), labels)
+                if index + 1 < len(steppers):
+                    relay.advance(modules[index + 1].out_shape)
+                source = relay
+            progress.step += 1
+            if write:
+                progress.call("on_cache_write")
+        for swept, right in zip(found, correct, strict=True):
+            swept.accuracy[split] = right / rows
+    return found
