@@ -21,6 +21,7 @@ from ondevice_trgl.units import parse_size
 SCHEDULES = ("sequential", "multi-lap", "parallel")
 TRANSPORTS = ("branch", "displacement")
 NORMALISATIONS = ("mean", "sum")
+TAU_DEPTHS = ("constant", "half-first")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "constant")
@@ -92,8 +93,18 @@ class TrainConfig(Checked):
     classifier_epochs: int | None = setting(None, checks.int_from(1, optional=True))
     """Those of the network's own classifier, which is trained on what the modules put out, and is cheap; None is ten
     times `epochs`: one layer on features that stay as they are needs more steps than a head that learns with them."""
-    tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off",)))
-    """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy."""
+    tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off", "multiplier")))
+    """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy.
+
+    With "multiplier" the weight is 1 / lambda, and lambda grows with the task loss: see `multiplier_start`."""
+    tau_depth: str = setting("constant", checks.one_of(*TAU_DEPTHS))
+    """constant: tau for every module; half-first: tau / 2 for the first half of them (of odd K the first K // 2)."""
+    multiplier_start: float = setting(1.0, checks.number(0.0, math.inf, open_below=True))
+    """lambda of every module when a lap begins (arXiv 2309.17357: 1)."""
+    multiplier_rate: float = setting(1.0, checks.number(0.0, math.inf))
+    """h of lambda <- lambda + h x task loss."""
+    multiplier_every: int = setting(50, checks.int_from(1))
+    """Steps between two such updates."""
     transport: str = setting("branch", checks.one_of(*TRANSPORTS))
     """branch: the residual branches (arXiv 2309.17357, Eq. 10); displacement: block output minus block input."""
     transport_norm: str = setting("mean", checks.one_of(*NORMALISATIONS))
@@ -139,6 +150,11 @@ class TrainConfig(Checked):
             faults.append(f"laps = {self.laps}: the {self.schedule} schedule has one; set schedule = 'multi-lap'")
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             faults.append(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
+        if self.tau_depth != "constant" and isinstance(self.tau, str):
+            faults.append(f"tau_depth = {self.tau_depth!r}: tau = {self.tau!r} has no half; give tau a number")
+        for name in ("multiplier_start", "multiplier_rate", "multiplier_every"):
+            if self.tau != "multiplier" and (value := getattr(self, name)) != DEFAULTS[name]:
+                faults.append(f"{name} = {value}: there is no multiplier; set tau = 'multiplier'")
         if faults:
             raise ConfigError(faults, source=type(self).__name__)
 
@@ -159,9 +175,19 @@ class TrainConfig(Checked):
         return 10 * self.epochs if self.classifier_epochs is None else self.classifier_epochs
 
     @property
+    def has_transport(self) -> bool:
+        """Whether there is a transport cost, of whatever weight."""
+        return self.tau != "off"
+
+    @property
     def tau_value(self) -> float | None:
-        """tau, or None for vanilla greedy."""
+        """tau, or None for vanilla greedy and where a multiplier takes its place."""
         return None if isinstance(self.tau, str) else float(self.tau)
+
+    def tau_of(self, index: int, modules: int) -> float | None:
+        """tau of module `index` of `modules`, the network's own classifier not counted; None as in `tau_value`."""
+        halved = self.tau_depth == "half-first" and index < modules // 2
+        return None if self.tau_value is None else self.tau_value / 2 if halved else self.tau_value
 
     @property
     def learning_rate(self) -> float:

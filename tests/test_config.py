@@ -38,6 +38,10 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("tau", -1),
         ("tau", math.nan),
         ("tau", "on"),
+        ("tau_depth", "last-first"),
+        ("multiplier_start", 0.0),
+        ("multiplier_rate", -1),
+        ("multiplier_every", 0),
         ("transport", "car"),
         ("transport_norm", "max"),
         ("head", "none"),
@@ -120,6 +124,34 @@ def test_laps_need_the_multi_lap_schedule() -> None:
     with pytest.raises(ConfigError, match="laps = 2"):
         TrainConfig(laps=2)
     assert TrainConfig(laps=2, schedule="multi-lap").laps == 2
+
+
+@pytest.mark.parametrize("modules", range(1, 6))
+def test_half_first_halves_tau_for_the_first_half_of_any_number_of_modules(modules: int) -> None:
+    config = TrainConfig(tau=0.5, tau_depth="half-first")
+    taus = [config.tau_of(index, modules) for index in range(modules + 1)]  # one more: the network's own classifier
+    assert taus == [0.25] * (modules // 2) + [0.5] * (modules + 1 - modules // 2)
+    assert TrainConfig(tau=0.5).tau_of(0, modules) == 0.5
+    assert TrainConfig(tau="off").tau_of(0, modules) is None
+
+
+@pytest.mark.parametrize("tau", ["off", "multiplier"])
+def test_what_has_no_half_is_not_halved(tau: str) -> None:
+    with pytest.raises(ConfigError, match=f"tau_depth = 'half-first': tau = '{tau}' has no half; give tau a number"):
+        TrainConfig(tau=tau, tau_depth="half-first")
+
+
+@pytest.mark.parametrize("tau", ["off", 0.1])
+def test_settings_of_a_multiplier_that_is_not_there_are_refused(tau: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(tau=tau, multiplier_start=2.0, multiplier_rate=0.5, multiplier_every=10)
+    assert [fault.split(" = ")[0] for fault in caught.value.faults] == [
+        "multiplier_start",
+        "multiplier_rate",
+        "multiplier_every",
+    ]
+    assert all("set tau = 'multiplier'" in fault for fault in caught.value.faults)
+    assert TrainConfig(tau="multiplier", multiplier_every=10).has_transport
 
 
 def test_micro_batch_must_divide_the_batch() -> None:

@@ -116,7 +116,17 @@ _declare(
     _P, "schedule", str, "--schedule", "Each module to its end, in laps, or all in step.", choices=config.SCHEDULES
 )
 _declare(_P, "laps", int, "--laps N", "Passes over all modules, with multi-lap.")
-_declare(_P, "tau", str, "--tau X|off", "Step size of the transport cost; smaller holds features closer.")
+_declare(
+    _P,
+    "tau",
+    str,
+    "--tau X|off|multiplier",
+    "Step size of the transport cost; smaller holds features closer. multiplier: its weight falls with the loss.",
+)
+_declare(_P, "tau_depth", str, "--tau-depth", "half-first: half of it in the first half.", choices=config.TAU_DEPTHS)
+_declare(_P, "multiplier_start", float, "--multiplier-start X", "Multiplier of every module at the start.")
+_declare(_P, "multiplier_rate", float, "--multiplier-rate X", "How far it moves, times the task loss.")
+_declare(_P, "multiplier_every", int, "--multiplier-every N", "Steps between two such moves.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
 _declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
 _declare(_P, "balance", bool, "--balance", "Draw all classes equally often, where some have fewer samples.")

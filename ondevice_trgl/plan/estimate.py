@@ -89,7 +89,7 @@ Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def _runner(module: LocalModule, config: TrainConfig, *, last: bool) -> Runner:
     measured = None
-    if config.tau_value is not None and has_transport(module, config.transport):
+    if config.has_transport and has_transport(module, config.transport):
         measured = with_transport(module, config.transport, config.transport_norm).train()
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:

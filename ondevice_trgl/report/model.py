@@ -68,7 +68,9 @@ class ModuleReport:
     train_loss: float | None = None
     """Task loss of the last epoch, mean over samples."""
     transport_cost: float | None = None
-    """Transport cost of the last epoch before its weight 1 / (2 tau), mean over samples."""
+    """Transport cost of the last epoch before its weight, mean over samples."""
+    multiplier: float | None = None
+    """lambda at the end, with tau "multiplier": the transport cost was weighed by 1 / lambda; else None."""
     train_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None

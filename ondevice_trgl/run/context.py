@@ -18,6 +18,7 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.run.sweep import Swept, sweep
+from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.step import Objective
 
 
@@ -49,16 +50,17 @@ class Context:
         evict(self.partition.modules[index], self.heads[index])
         release_memory()
 
-    def objective(self, index: int, rung: Rung) -> Objective:
-        """The TRGL objective of module `index`, as `rung` trains it."""
+    def objective(self, index: int, rung: Rung, multiplier: Multiplier | None = None) -> Objective:
+        """The TRGL objective of module `index`, as `rung` trains it, under its `multiplier` where it has one."""
         config = self.config
         return Objective(
             self.partition.modules[index],
             self.heads[index],
-            tau=config.tau_value,
+            tau=config.tau_of(index, self.plan.num_modules),
             transport=config.transport,
             transport_norm=config.transport_norm,
             label_smoothing=config.label_smoothing,
+            multiplier=multiplier,
             pieces=self.partition.pieces(index) if rung.checkpointed else (),
         )
 

@@ -20,6 +20,8 @@ class Measured:
     epochs_done: float = 0.0
     train_loss: float | None = None
     transport_cost: float | None = None
+    multiplier: float | None = None
+    """lambda as it stands in this lap, or stood at the end of the last; None where nothing is weighed by it."""
     train_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None

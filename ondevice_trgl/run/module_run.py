@@ -14,6 +14,8 @@ from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.stepping import Pressed, located, stepper_of
+from ondevice_trgl.trgl.multiplier import Multiplier
+from ondevice_trgl.trgl.step import Tally
 
 
 class ModuleRun:
@@ -35,7 +37,11 @@ class ModuleRun:
         self.measured = dataclasses.replace(
             self.position.measured, params=parameter_count(self.module, head), frozen=self.module.frozen
         )
-        self.stepper = stepper_of(context, index, self.position, lowest=lowest, pressed=pressed)
+        begun = self.position.epoch or self.position.step
+        self.multiplier = Multiplier.of(context.config, self.measured.multiplier if begun else None)
+        self.stepper = stepper_of(context, index, self.position, self.multiplier, lowest=lowest, pressed=pressed)
+        if self.multiplier is not None:
+            self.measured.multiplier = self.multiplier.value if self.stepper.objective.measures_transport else None
 
     def train(self) -> None:
         """All epochs that are left; none of the last module, where that is frozen and has no head.
@@ -93,6 +99,8 @@ class ModuleRun:
         progress.tally.add(tally)
         progress.step += 1
         self.measured.epochs_done += 1.0 / progress.steps
+        if self.measured.multiplier is not None:
+            self._move(tally)
         progress.call("on_step_end")
         if (peak := self.note_peak()) > self.context.budget.bytes:
             self.stepper.overran(peak)
@@ -104,6 +112,13 @@ class ModuleRun:
             self.context.run.event("pause", lap=self.lap, module=self.index, epoch=progress.epoch, step=progress.step)
             progress.call("on_pause")
             raise Paused
+
+    def _move(self, tally: Tally) -> None:
+        """The multiplier, behind the step that `tally` is of."""
+        assert self.multiplier is not None
+        progress = self.context.progress
+        self.multiplier.after(progress.epoch * progress.steps + progress.step, tally.task_loss / tally.samples)
+        self.measured.multiplier = self.multiplier.value
 
     def _checkpoint(self) -> None:
         """Save the module in mid-training."""

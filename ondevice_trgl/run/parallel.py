@@ -24,6 +24,7 @@ from ondevice_trgl.run.scheduler import Scheduler
 from ondevice_trgl.run.stepper import Stepper
 from ondevice_trgl.run.stepping import located, stepper_of
 from ondevice_trgl.run.sweep import Swept, swept_through
+from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.step import Tally
 
 _WATCHED_STEPS = 2
@@ -37,6 +38,7 @@ class _Part:
     index: int
     stepper: Stepper
     measured: Measured
+    multiplier: Multiplier | None = None
     tally: Tally = field(default_factory=Tally)
 
 
@@ -83,14 +85,19 @@ class Parallel(Scheduler):
         for index, module in enumerate(modules):
             context.load(index)
             position = self.checkpointer.position(index)
-            stepper = stepper_of(context, index, position, lowest=None, pressed=partial(self._pressed, 0, index))
+            begun = position.epoch or position.step
+            multiplier = Multiplier.of(context.config, position.measured.multiplier if begun else None)
+            pressed = partial(self._pressed, 0, index)
+            stepper = stepper_of(context, index, position, multiplier, lowest=None, pressed=pressed)
             measured = dataclasses.replace(
                 position.measured, params=parameter_count(module, context.heads[index]), frozen=module.frozen
             )
+            if multiplier is not None and not position.laps_done:
+                measured.multiplier = multiplier.value if stepper.objective.measures_transport else None
             # all that stays is there before the first step: what comes later is another's, or the app's
             budget.attempt(stepper.optimizer.allocate, f"optimizer state of module {index}")
             stepper.objective.train_mode(True)
-            parts.append(_Part(index, stepper, measured, dataclasses.replace(position.tally)))
+            parts.append(_Part(index, stepper, measured, multiplier, dataclasses.replace(position.tally)))
         self._relay = Relay(context.plan.batch_size, [module.out_shape for module in modules[:-1]])
         self._steps_here = 0
         return parts
@@ -162,6 +169,7 @@ class Parallel(Scheduler):
                 if part.stepper.optimizer.parameters:
                     tally = part.stepper.step(source, at, rate, None if is_last else relay)
                     part.tally.add(tally)
+                    self._move(part, tally)
                 elif not is_last:
                     part.stepper.pass_on(source, at, relay)
             except NonFiniteError as error:
@@ -177,6 +185,14 @@ class Parallel(Scheduler):
             if not is_last:
                 relay.advance(modules[part.index + 1].out_shape)
                 source, at = relay, range(len(indices))
+
+    def _move(self, part: _Part, tally: Tally) -> None:
+        """The multiplier of `part`, behind the step that `tally` is of."""
+        if part.multiplier is None or part.measured.multiplier is None:
+            return
+        progress = self.context.progress
+        part.multiplier.after(progress.epoch * progress.steps + progress.step + 1, tally.task_loss / tally.samples)
+        part.measured.multiplier = part.multiplier.value
 
     def _lr(self) -> float:
         progress = self.context.progress

@@ -143,6 +143,7 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         cache_write_bytes=measured.cache_write_bytes if started else None,
         train_loss=measured.train_loss,
         transport_cost=measured.transport_cost,
+        multiplier=measured.multiplier,
         train_accuracy=measured.train_accuracy,
         val_accuracy=measured.val_accuracy,
         test_accuracy=measured.test_accuracy,

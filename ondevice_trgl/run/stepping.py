@@ -12,16 +12,25 @@ from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.stepper import Pressure, Stepper
+from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 
 Pressed = Callable[[Pressure, Rung], None]
 """Told of every time that memory ran short, with the rung that the module goes on at."""
 
 
-def stepper_of(context: Context, index: int, position: Position, *, lowest: Rung | None, pressed: Pressed) -> Stepper:
+def stepper_of(
+    context: Context,
+    index: int,
+    position: Position,
+    multiplier: Multiplier | None = None,
+    *,
+    lowest: Rung | None,
+    pressed: Pressed,
+) -> Stepper:
     """Module `index`, which is loaded, as it stands, on the highest rung that the budget allows, or where it was.
 
-    `lowest` is the rung that it had to go down to before, if any.
+    `lowest` is the rung that it had to go down to before, if any; `multiplier` weighs its transport cost.
     """
     config, ladder = context.config, context.plan.ladders[index]
     rung = rung_within(ladder, context.budget.room)
@@ -30,7 +39,7 @@ def stepper_of(context: Context, index: int, position: Position, *, lowest: Rung
             rung = ladder[max(ladder.index(rung), ladder.index(lower))]
     optimizer = Optimizer(
         config.optimizer,
-        context.objective(index, rung).parameters(),
+        context.objective(index, rung, multiplier).parameters(),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
@@ -40,7 +49,7 @@ def stepper_of(context: Context, index: int, position: Position, *, lowest: Rung
         )
     )
     return Stepper(
-        partial(context.objective, index),
+        partial(context.objective, index, multiplier=multiplier),
         optimizer,
         ladder,
         rung,

@@ -35,6 +35,7 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.run.sweep import sweep
+from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective
 
@@ -240,6 +241,7 @@ class Rehearsals:
                 transport=config.transport,
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
+                multiplier=Multiplier.of(config),
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )
 

@@ -1,6 +1,8 @@
 """One optimizer step of one local module: micro-batches through module and head, TRGL objective, update.
 
 loss = cross-entropy(head(module(z)), y) + 1 / (2 tau) · transport cost        (arXiv 2309.17357, Eq. 10)
+
+or with 1 / lambda in place of 1 / (2 tau), see `Multiplier`.
 """
 
 import math
@@ -16,6 +18,7 @@ from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.trgl.checkpoint import checkpointed
+from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
 
@@ -54,6 +57,7 @@ class Objective:
 
     With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass. A frozen
     module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy.
+    A `multiplier`, which may move between two steps, weighs the transport cost in place of `tau`.
     """
 
     def __init__(
@@ -65,20 +69,29 @@ class Objective:
         transport: str,
         transport_norm: str,
         label_smoothing: float,
+        multiplier: Multiplier | None = None,
         pieces: Sequence[LocalModule] = (),
     ) -> None:
         self.module, self.head = module, head
         self.frozen = module.frozen
-        self.weight = 0.0 if tau is None or self.frozen else 0.5 / tau
+        self._multiplier = multiplier
+        self._fixed = 0.0 if tau is None else 0.5 / tau
         self.label_smoothing = label_smoothing
-        self._measured = bool(self.weight and has_transport(module, transport))
-        self._parts: list[nn.Module] = [with_transport(module, transport, transport_norm) if self._measured else module]
+        self.measures_transport = bool(self.weight and not self.frozen and has_transport(module, transport))
+        """Whether there is any here to weigh."""
+        measured = self.measures_transport
+        self._parts: list[nn.Module] = [with_transport(module, transport, transport_norm) if measured else module]
         self._forward: Callable[[Tensor], Any] = self._parts[0]
         if self.frozen:
             self._forward = self._without_gradients
         elif pieces:
-            self._parts = measured_pieces(module, pieces, transport, transport_norm) if self._measured else list(pieces)
+            self._parts = measured_pieces(module, pieces, transport, transport_norm) if measured else list(pieces)
             self._forward = checkpointed(self._parts)
+
+    @property
+    def weight(self) -> float:
+        """Of the transport cost, as it is now."""
+        return self._fixed if self._multiplier is None else self._multiplier.weight
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: `module.*` and `head.*`."""
@@ -104,7 +117,7 @@ class Objective:
 
         `onward` is given what the module puts out for z, which it must copy.
         """
-        out, transport = self._forward(z) if self._measured else (self._forward(z), None)
+        out, transport = self._forward(z) if self.measures_transport else (self._forward(z), None)
         if onward is not None:
             onward(out.detach())
         logits = out if self.head is None else self.head(out)

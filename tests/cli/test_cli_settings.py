@@ -18,7 +18,8 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "model": "resnet18", "data": "csv:t.csv", "image_size": 16, "orientation": "stored", "data_root": "d",
         "train_limit": 9,
         "weights": "w.pt", "weights_skip": "fc, head.weight",
-        "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "0.25",
+        "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "multiplier",
+        "multiplier_start": 2.0, "multiplier_rate": 0.5, "multiplier_every": 7, "tau_depth": "constant",
         "classifier_epochs": 7,
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",
         "batch_size": 24,
@@ -33,7 +34,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     assert result.code == 0
     (job,) = jobs.jobs
     settings = job.workload.to_dict() | job.config.to_dict()
-    expected = flags | {"modules": 2, "tau": 0.25, "micro_batch": 8, "weights_skip": ["fc", "head.weight"]}
+    expected = flags | {"modules": 2, "micro_batch": 8, "weights_skip": ["fc", "head.weight"]}
     assert {name: settings[name] for name in flags} == expected
     assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
     assert job.command.startswith("trgl-device train --model resnet18 --data csv:t.csv ")
@@ -101,9 +102,11 @@ def test_modules_that_make_no_sense(cli: Cli, jobs: Jobs, text: str) -> None:
     assert jobs.calls == []
 
 
-def test_tau_off(cli: Cli, jobs: Jobs) -> None:
+def test_tau_off_and_by_depth(cli: Cli, jobs: Jobs) -> None:
     cli("train", *BUDGET, "--tau", "off")
-    assert jobs.jobs[0].config.tau_value is None
+    cli("train", *BUDGET, "--tau", "0.25", "--tau-depth", "half-first")
+    assert not jobs.jobs[0].config.has_transport
+    assert [jobs.jobs[1].config.tau_of(index, 3) for index in range(3)] == [0.125, 0.25, 0.25]
 
 
 def test_no_budget_names_this_machine(cli: Cli, jobs: Jobs) -> None:

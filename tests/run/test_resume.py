@@ -141,6 +141,53 @@ def test_a_crashed_run_resumes_bit_for_bit(
     assert fit.weights("part") == whole(**settings)
 
 
+MULTIPLIED: dict[str, Any] = {"tau": "multiplier", "multiplier_every": 2, "multiplier_start": 0.5}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, STEPS + 5])
+def test_the_multiplier_stands_where_it_stood_when_a_run_is_resumed(fit: Fit, whole: Whole, step: int) -> None:
+    settings = {**TWO_LAPS, **MULTIPLIED}
+    fit("part", callbacks=[At("on_step_end", step, pause)], **settings)
+    fit("part", resume=True, **settings)
+    assert fit.weights("part") == whole(**settings)
+    assert fit.weights("part") != whole(**TWO_LAPS)
+
+
+class Losses(Callback):
+    """The mean task loss of every step, by lap and module."""
+
+    def __init__(self) -> None:
+        self.losses: dict[tuple[int, int], list[float]] = {}
+        self._before = 0.0
+
+    def on_step_end(self, run: RunState) -> None:
+        assert run.task_loss is not None
+        total = run.task_loss * run.step
+        own = self.losses.setdefault((run.lap, run.module), [])
+        own.append(total - (self._before if run.step > 1 else 0.0))
+        self._before = total
+
+
+def test_the_multiplier_of_each_module_starts_anew_in_a_lap_and_its_end_is_reported(fit: Fit) -> None:
+    seen = Losses()
+    report = fit("run", callbacks=[seen], **TWO_LAPS, **MULTIPLIED)
+    for index, module in enumerate(report.modules):
+        assert module.multiplier == pytest.approx(0.5 + sum(seen.losses[1, index][1::2]), rel=1e-6)
+    assert report.classifier is not None
+    assert report.classifier.multiplier is None  # it has nothing to be transported
+    record = json.loads((fit.path("run") / "report.json").read_text(encoding="utf-8"))
+    assert [module["multiplier"] for module in record["modules"]] == [m.multiplier for m in report.modules]
+    assert fit("plain").modules[0].multiplier is None
+
+
+def test_half_first_is_another_run_and_resumes_bit_for_bit(fit: Fit, whole: Whole) -> None:
+    settings: dict[str, Any] = {"tau": 0.1, "tau_depth": "half-first"}
+    fit("part", callbacks=[At("on_step_end", 4, pause)], **settings)
+    fit("part", resume=True, **settings)
+    assert fit.weights("part") == whole(**settings)
+    assert fit.weights("part") not in (whole(tau=0.1), whole(tau=0.05))
+
+
 def test_a_resumed_run_reports_what_an_uninterrupted_one_does(fit: Fit) -> None:
     whole = fit("whole")
     fit("part", callbacks=[At("on_step_end", 11, pause)])  # in the last epoch of the second module
