@@ -21,6 +21,7 @@ from ondevice_trgl.end_to_end import LEAST_STEPS, Pace, plain, tuned
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import BaselineRequest
 from ondevice_trgl.model.norms import batch_norms
+from ondevice_trgl.model.tuning import tuned as frozen
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.processes import answer, ask, why_not
 from ondevice_trgl.report.model import BASELINES, BaselineReport
@@ -137,14 +138,17 @@ def _measure(request: BaselineRequest) -> BaselineReport:
     # statistics of one sample are none, or refused
     micro = request.micro_batch(batch, least=2 if next(batch_norms(model), None) is not None else 1)
     # what is no whole number is float32, without a trace that plain training has no need of
-    dtype = torch.float32 if data.train.whole is None else traced(model, data.train).in_dtype
+    dtype, chain = torch.float32, None
+    if data.train.whole is not None or config.fine_tunes:
+        chain = frozen(traced(model, data.train, freeze_norms=config.freeze_norms), config)
+        dtype, chain = chain.in_dtype, chain if config.fine_tunes else None
     steps_per_epoch = len(data.train) // batch
     pace = Pace(config, steps_per_epoch, request.full)
     if request.name == "plain":
-        steps, judge = plain(model.to(device), data, config, batch, device, dtype)
+        steps, judge = plain(model.to(device), data, config, batch, device, dtype, chain=chain)
     else:
         checkpoint = request.name == "e2e_checkpoint"
-        steps, judge = tuned(model, data, config, pace, batch, micro, device, dtype, checkpoint=checkpoint)
+        steps, judge = tuned(model, data, config, pace, batch, micro, device, dtype, checkpoint=checkpoint, chain=chain)
         release_memory()  # as the module-wise run does before it trains
         release_code_pages()
     floor = meter.current_bytes()

@@ -94,6 +94,10 @@ def text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "expected a name"
 
 
+def optional_text(value: Any) -> str | None:
+    return None if value is None else text(value)
+
+
 def path(value: Any) -> str | None:
     return None if value is None or isinstance(value, str | Path) else "expected a path"
 

@@ -32,6 +32,7 @@ IN_FILES = ("folder", "csv")
 """Kinds of data that are picture files, named by a path: `folder:PATH`."""
 ORIENTATIONS = ("exif", "stored")
 BASELINES = ("auto", "measure", "full", "skip")
+TRAINS = ("all", "last", "norm", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,15 @@ class TrainConfig(Checked):
     steps. In a container never more than its limit."""
     modules: str | int | tuple[str, ...] = setting("auto", checks.modules)
     """Local modules: `"auto"`, a number, or the names of the layers that each module ends with."""
+    freeze_until: str | None = setting(None, checks.optional_text)
+    """Layers up to this one, which it names, stay as they are and in eval mode: they are passed through once a lap,
+    without auxiliary heads, and what they put out is cached for the modules behind. In the parallel schedule every
+    batch passes through them."""
+    freeze_norms: bool = setting(False, checks.switch)
+    """Norms with running statistics (BatchNorm) stay in eval mode and keep them; their scales and shifts train on."""
+    train: str = setting("all", checks.one_of(*TRAINS))
+    """all; last: the network's own classifier alone; norm: scales and shifts of norms; bias: biases. With norm and bias
+    the classifier and the auxiliary heads train too."""
     schedule: str = setting("sequential", checks.one_of(*SCHEDULES))
     """sequential: every module to its end; multi-lap: `laps` passes over all modules; parallel: every batch goes
     through all modules, each of which makes a step of its own on what the one before it put out. Then weights and
@@ -168,6 +178,11 @@ class TrainConfig(Checked):
     def cache_limit_bytes(self) -> int | None:
         """Most bytes that the cache may take on disk, or None."""
         return None if self.cache_limit is None else parse_size(self.cache_limit, what="cache_limit")
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether anything of the network is kept as it is."""
+        return self.freeze_until is not None or self.freeze_norms or self.train != "all"
 
     @property
     def own_epochs(self) -> int:

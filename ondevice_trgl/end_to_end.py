@@ -13,7 +13,7 @@ from ondevice_trgl.data.bundle import DataBundle
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.partition import segments_of
-from ondevice_trgl.model.trace import trace
+from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.optim import Optimizer
@@ -78,17 +78,25 @@ class _Samples:
 
 
 def plain(
-    model: nn.Module, data: DataBundle, config: TrainConfig, batch: int, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    data: DataBundle,
+    config: TrainConfig,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    chain: Chain | None = None,
 ) -> Work:
-    """What anybody would write: torch.optim and a DataLoader."""
+    """What anybody would write: torch.optim and a DataLoader. `chain`: the model's, where its layers keep to a mode."""
     from torch.utils.data import DataLoader
 
     rate, decay = config.learning_rate, config.weight_decay
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(trained, lr=rate, momentum=config.momentum, weight_decay=decay)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     name = type(model).__name__
     sampler = _Balanced(data.train.labels, config.seed) if config.balance else None
     train: DataLoader[Any] = DataLoader(
@@ -100,7 +108,7 @@ def plain(
     )
 
     def steps() -> Iterator[None]:
-        model.train()
+        _train_mode(model, chain)
         while True:
             for images, labels in train:
                 optimizer.zero_grad()
@@ -136,9 +144,10 @@ def tuned(
     dtype: torch.dtype,
     *,
     checkpoint: bool,
+    chain: Chain | None = None,
 ) -> Work:
     """The best that end-to-end can do here: micro-batches, the lean update and, with `checkpoint`, the segments'
-    activations computed again in the backward pass.
+    activations computed again in the backward pass. `chain` as `plain` has it.
     """
     name = type(model).__name__
 
@@ -147,8 +156,12 @@ def tuned(
 
     forward: Callable[[Tensor], Tensor] = whole
     if checkpoint:
-        forward = checkpointed(segments_of(trace(model, torch.zeros(2, *data.input_shape, dtype=dtype))))
-    model.to(device).train()
+        whole_chain = chain or trace(model, torch.zeros(2, *data.input_shape, dtype=dtype))
+        segments = segments_of(whole_chain)
+        for segment in segments:
+            segment.train(not segment.passed)
+        forward = checkpointed(segments)
+    _train_mode(model.to(device), chain)
     trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = Optimizer(config.optimizer, trained, momentum=config.momentum, weight_decay=config.weight_decay)
     buffer = buffer_for(micro, data.input_shape, dtype)
@@ -177,6 +190,14 @@ def tuned(
         return right / rows
 
     return steps(), judge
+
+
+def _train_mode(model: nn.Module, chain: Chain | None) -> None:
+    """Train mode, but for layers that keep to one."""
+    if chain is None:
+        model.train()
+    else:
+        chain.modes.apply(model, training=True)
 
 
 def _add_gradients(

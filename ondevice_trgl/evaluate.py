@@ -199,7 +199,7 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
             known = load_bundle(workload, config.seed, scratch).preprocessing
 
         def fresh(source: Source) -> tuple[Partition, list[nn.Module | None]]:
-            chain = network_of(trained.run, lambda: build_for(workload, known, config.seed), source, scratch)
+            chain = network_of(trained.run, lambda: build_for(workload, known, config.seed), source, scratch, config)
             check_ids(chain, {"test": source})
             partition = group(chain, plan.bounds)
             heads = [fresh_head(chain, partition, config, k) for k in range(plan.num_parts)]

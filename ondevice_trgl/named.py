@@ -51,7 +51,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, p
                 else "start a new run, or bring the same files back",
             )
         data = sources(bundle.train, bundle.val, bundle.test)
-        chain = network_of(run, lambda: build_for(workload, bundle, config.seed), data["train"], run_dir)
+        chain = network_of(run, lambda: build_for(workload, bundle, config.seed), data["train"], run_dir, config)
         opened = open_run(run_dir, data, config, chain)
         before = max(peak_before, meter.peak_bytes() if meter.kind == "rss" else 0)
         report = Session(

@@ -110,7 +110,7 @@ class Trainer:
 
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
-        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
                 return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
@@ -130,7 +130,7 @@ class Trainer:
         """
         self._pause.clear()
         started = time.perf_counter()
-        with global_state_kept(self.config.threads), meter_for(self.device) as meter:
+        with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget
@@ -149,6 +149,16 @@ class Trainer:
                 return self._session.run()
             finally:
                 self._session, self._opened = None, opened
+
+    @contextlib.contextmanager
+    def _flags_kept(self) -> Iterator[None]:
+        """What a run freezes is frozen for the run alone."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()] if isinstance(self.model, nn.Module) else []
+        try:
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
     @staticmethod
     def _record(config: TrainConfig, stated: str, why: str) -> RunRecord:

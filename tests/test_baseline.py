@@ -295,3 +295,25 @@ def test_what_is_trained_to_the_end_is_what_fits(
     found = baseline.measure_baselines(WORKLOAD, CONFIG, plan, wanted="full", scratch_dir=tmp_path, allocator="system")
     assert asked == trained
     assert found["e2e"].status == ("measured" if fits else "did_not_fit")
+
+
+@pytest.mark.parametrize("name", ["plain", "e2e", "e2e_checkpoint"])
+def test_end_to_end_freezes_what_the_run_freezes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    held: list[torch.nn.Module] = []
+
+    def kept(*given: Any) -> Any:
+        data, model = load_workload(*given)
+        held.append(model)
+        return data, model
+
+    monkeypatch.setattr(baseline, "load_workload", kept)
+    config = dataclasses.replace(CONFIG, freeze_until="blocks.0", freeze_norms=True, train="norm")
+    with global_state_kept(1):
+        baseline._measure(request(tmp_path, name, config=config))
+        _, before = load_workload(WORKLOAD, config.seed, tmp_path)
+    after = held[0].state_dict()
+    changed = {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, after[name])}
+    own = {"classifier.weight", "classifier.bias"}
+    assert own < changed
+    norms = {f"blocks.1.{norm}.{name}" for norm in ("bn1", "bn2") for name in ("weight", "bias")}
+    assert changed == own | norms

@@ -99,6 +99,13 @@ _declare(_P, "train_limit", int, "--train-limit N", "Use at most N training samp
 _declare(_P, "weights", str, "--weights FILE", "Start from a state dict: safetensors, or of torch.save.")
 _declare(_P, "weights_skip", str, "--weights-skip NAME,...", "Tensors or layers that it does not fill.")
 
+_P = "Fine-tuning"
+_declare(_P, "freeze_until", str, "--freeze-until NAME", "Layers up to this one stay as they are, passed through once.")
+_declare(_P, "freeze_norms", bool, "--freeze-norms", "BatchNorms keep their statistics; scales and shifts train on.")
+_declare(
+    _P, "train", str, "--train", "What trains, auxiliary heads aside; last: the classifier.", choices=config.TRAINS
+)
+
 _P = "Method"
 _declare(
     _P,

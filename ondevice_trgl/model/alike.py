@@ -40,7 +40,12 @@ def _numbered(graph: fx.Graph) -> list[fx.Node]:
 def _described(module: LocalModule, node: fx.Node) -> list[Any]:
     target: Any = node.target
     if node.op == "call_module":
-        target = _layer(module.get_submodule(str(node.target)))
+        layer = module.get_submodule(str(node.target))
+        target = _layer(layer)
+        modes = [
+            [number, mode] for number, one in enumerate(layer.modules()) for kept, mode in module.kept if kept is one
+        ]
+        target += [modes] if modes else []
     elif node.op == "get_attr":
         target = _attribute(operator.attrgetter(str(node.target))(module))
     elif node.op == "call_function":

@@ -5,6 +5,7 @@ unpickled: layers are of `torch.nn`, functions of torch and `operator`; whatever
 """
 
 import builtins
+import dataclasses
 import importlib
 import keyword
 import operator
@@ -62,6 +63,7 @@ def to_blueprint(chain: Chain) -> dict[str, Any]:
         "in_dtype": _name_of(chain.in_dtype),
         "segment_names": [[segment.name, list(segment.ends)] for segment in chain.segments],
         "trunk": chain.trunk,
+        "prefix": chain.prefix,
     }
 
 
@@ -223,7 +225,8 @@ class _Builder:
         shape = tuple(map(int, self.record["in_shape"]))
         modes = Modes({path: bool(mode) for path, mode in self.record.get("modes", {}).items()})
         apart = int(self.record.get("trunk", len(names))) < len(names)
-        return chain_from(self.root, self.root, graph, modes, shape, dtype, names, apart=apart)
+        chain = chain_from(self.root, self.root, graph, modes, shape, dtype, names, apart=apart)
+        return dataclasses.replace(chain, prefix=int(self.record.get("prefix", 0)))
 
     def _holder(self, path: str) -> tuple[nn.Module, str]:
         *parts, name = path.split(".")

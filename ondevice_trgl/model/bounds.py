@@ -92,16 +92,26 @@ def balance(most: int, length: int, cost: Callable[[int, int], float]) -> list[t
 
 def named_bounds(chain: Chain, names: Sequence[str]) -> tuple[int, ...]:
     """Bounds at the ends of the named layers. Raises PartitionError for a name at which no single tensor crosses."""
-    cuts = {name: segment.index + 1 for segment in chain.segments[:-1] for name in segment.ends}
     bounds = [0]
     for name in names:
-        if name not in cuts:
-            near = difflib.get_close_matches(name, cuts, n=3)
-            raise PartitionError(
-                f"no boundary at {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
-                hint=f"layers after which a module can end: {', '.join(cuts) or 'none'}",
-            )
-        if cuts[name] <= bounds[-1]:
+        stop = cut_behind(chain, name)
+        if stop <= bounds[-1]:
             raise PartitionError(f"boundary {name!r} is not behind the one before it", hint="name them in order")
-        bounds.append(cuts[name])
+        bounds.append(stop)
     return (*bounds, len(chain.segments))
+
+
+def cut_behind(chain: Chain, name: str, *, what: str = "") -> int:
+    """How many segments end with the layer `name`. Raises PartitionError where no single tensor crosses behind it.
+
+    `what`: the setting that names it, where that is not `modules`.
+    """
+    cuts = {name: segment.index + 1 for segment in chain.segments[:-1] for name in segment.ends}
+    if name not in cuts:
+        near = difflib.get_close_matches(name, cuts, n=3)
+        setting = f"{what} = {name!r}: " if what else ""
+        raise PartitionError(
+            f"{setting}no boundary at {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
+            hint=f"layers after which a module can end: {', '.join(cuts) or 'none'}",
+        )
+    return cuts[name]

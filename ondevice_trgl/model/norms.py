@@ -50,10 +50,19 @@ def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
 
 
 def norms_of(chain: Chain) -> tuple[tuple[Norm, ...], ...]:
-    """By segment, its norms that mix samples or need more than one; reads shapes alone."""
+    """By segment, its norms that mix samples or need more than one; reads shapes alone.
+
+    Those that stay in eval mode do neither.
+    """
     batch = next(node.meta["shape"][0] for node in chain.graph.nodes if node.op == "placeholder")
     return tuple(
-        tuple(norm for node in segment.nodes for norm in _at(node, chain.model, batch)) for segment in chain.segments
+        tuple(
+            norm
+            for node in segment.nodes
+            for norm in _at(node, chain.model, batch)
+            if norm.always or (segment.index >= chain.prefix and chain.modes.kept.get(norm.name) is not False)
+        )
+        for segment in chain.segments
     )
 
 

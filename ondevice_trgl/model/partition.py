@@ -54,6 +54,8 @@ class LocalModule(PlainGraphModule):
     head_limit: int
     frozen: bool
     """Whether it has parameters and trains none: `requires_grad` is off, or forward uses them without gradients."""
+    passed: bool
+    """It is part of the frozen front: passed through, with no auxiliary head behind it."""
     branches: tuple[Residual, ...]
     """Residual adds inside, their nodes being those of `self.graph`."""
     stretches: tuple[tuple[fx.Node, fx.Node], ...]
@@ -105,15 +107,23 @@ class LocalModule(PlainGraphModule):
         module.in_shape, module.out_shape = in_shape, segments[-1].out_shape
         module.channel_axis, module.head_limit = segments[-1].channel_axis, segments[-1].head_limit
         module.branches = tuple(
-            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, r.norm and _inside(r.norm))
+            Residual(copies[r.add], copies[r.branch], copies[r.shortcut], r.kind, _closed_form(r, chain))
             for segment in segments
             for r in segment.residuals
             if r.branch in copies and r.shortcut in copies
         )
         module.stretches = tuple(stretches)
         trains = segments[-1].output in chain.learning and _learns(module)
-        module.frozen = next(module.parameters(), None) is not None and not trains
+        module.passed = stop <= chain.prefix
+        module.frozen = module.passed or (next(module.parameters(), None) is not None and not trains)
         return module
+
+
+def _closed_form(residual: Residual, chain: Chain) -> str | None:
+    """Its norm, as the local module names it, where that normalises by the batch: else its output has any size."""
+    if residual.norm is None or chain.modes.kept.get(residual.norm) is False:
+        return None
+    return _inside(residual.norm)
 
 
 def _learns(module: LocalModule) -> bool:

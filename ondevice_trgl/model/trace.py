@@ -67,12 +67,15 @@ class Chain:
     segments: tuple[Segment, ...]
     trunk: int
     """How many segments come before the network's own classifier; all, where that is part of the last."""
+    prefix: int = 0
+    """How many come first that are passed through and never trained: no auxiliary head stands behind them."""
 
 
-def trace(model: nn.Module, example_input: Tensor, *, apart: bool = False) -> Chain:
+def trace(model: nn.Module, example_input: Tensor, *, apart: bool = False, freeze_norms: bool = False) -> Chain:
     """The chain of `model`. `example_input` is a batch (B, ...) of at least one sample; B is not baked in.
 
     The classifier, which is the last layer with weights, belongs to the last segment; `apart`, it is one of its own.
+    With `freeze_norms`, norms that have running statistics stay in eval mode.
 
     Runs forward passes without a backward pass, and leaves the model as it was. Memory: that of a forward pass of three
     samples. Raises PartitionError where the network cannot be traced, takes or returns something other than one
@@ -80,7 +83,7 @@ def trace(model: nn.Module, example_input: Tensor, *, apart: bool = False) -> Ch
     """
     model = unwrapped(model, example_input)
     check_tensors(model)
-    modes = Modes.of(model)
+    modes = Modes.of(model, freeze_norms=freeze_norms)
     traced = graph_of(model, example_input, modes)
     result = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     if len(result.meta["shape"]) != 2:
@@ -166,11 +169,11 @@ def _segments(
     names = [_name(piece) for piece in pieces]
     for index, piece in enumerate(pieces):
         inside = set(piece)
-        later = {path for rest in pieces[index + 1 :] for node in rest for path in _paths(node)}
+        later = {path for rest in pieces[index + 1 :] for node in rest for path in layer_paths(node)}
         yield Segment(
             index=index,
             name=names[index] if names.count(names[index]) == 1 else _span(piece),
-            ends=tuple(path for path in _paths(piece[-1]) if path not in later),
+            ends=tuple(path for path in layer_paths(piece[-1]) if path not in later),
             nodes=tuple(piece),
             output=piece[-1],
             out_shape=(shape := piece[-1].meta["shape"][1:]),
@@ -276,7 +279,7 @@ def _elements(node: fx.Node) -> int:
     return math.prod(node.meta["shape"][1:])
 
 
-def _paths(node: fx.Node) -> list[str]:
+def layer_paths(node: fx.Node) -> list[str]:
     """Layer names that the node lies in, innermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] if isinstance(entry, tuple) else entry for entry in stack.values()] + list(stack)

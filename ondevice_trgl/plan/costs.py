@@ -91,7 +91,7 @@ class Costs:
 
     segments: tuple[Cost, ...]
     heads: tuple[Cost | None, ...]
-    """Behind segment i; None behind the last."""
+    """Behind segment i; None behind the last, and in the frozen front."""
     input_bytes: int
     """Of one sample."""
     output_bytes: tuple[int, ...]

@@ -59,7 +59,7 @@ def estimate(chain: Chain, config: TrainConfig) -> Costs:
                     release_memory()
                     release_code_pages()
             segments.append(known[key])
-            if last:
+            if last or index < chain.prefix:
                 heads.append(None)
                 continue
             boundary = segment.out_shape, segment.channel_axis, segment.head_limit

@@ -1,16 +1,13 @@
 """How few samples a micro-batch of a module may have: what its norms, and those of its auxiliary head, can train on."""
 
 import functools
-import operator
-from collections.abc import Iterator
 from itertools import pairwise
-
-from torch import nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import ConfigError, DataError, PartitionError, TrglError
 from ondevice_trgl.model.norms import Norm, norms_of, norms_of_head
-from ondevice_trgl.model.trace import Chain, Segment
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.tuning import parameters_of
 
 
 class Fewest:
@@ -19,7 +16,7 @@ class Fewest:
     def __init__(self, chain: Chain, config: TrainConfig) -> None:
         self._chain, self._config = chain, config
         self._norms = norms_of(chain)
-        self._trained = [any(p.requires_grad for p in _parameters(chain, segment)) for segment in chain.segments]
+        self._trained = [any(p.requires_grad for p in parameters_of(chain, s.nodes)) for s in chain.segments]
         self.worst = functools.cache(self._worst)
 
     @property
@@ -41,7 +38,7 @@ class Fewest:
         return max(asking, key=lambda norm: norm.least or 0, default=None)
 
     def _of_head(self, stop: int) -> tuple[Norm, ...]:
-        if stop >= len(self._norms):
+        if stop >= len(self._norms) or stop <= self._chain.prefix:
             return ()
         behind, classes = self._chain.segments[stop - 1], self._chain.num_outputs
         return norms_of_head(self._config.head, behind.out_shape, classes, behind.channel_axis, behind.head_limit)
@@ -76,14 +73,3 @@ def check_norms(chain: Chain) -> None:
                 f"{norm} gets one value a channel of each sample, and cannot be trained on that at any batch size",
                 hint="give larger inputs (--image-size), or take the layer out",
             )
-
-
-def _parameters(chain: Chain, segment: Segment) -> Iterator[nn.Parameter]:
-    for node in segment.nodes:
-        if node.op == "call_module":
-            yield from chain.model.get_submodule(str(node.target)).parameters()
-        for used in node.all_input_nodes:
-            if used.op == "get_attr":
-                value = operator.attrgetter(str(used.target))(chain.model)
-                if isinstance(value, nn.Parameter):
-                    yield value

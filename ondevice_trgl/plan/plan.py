@@ -65,6 +65,8 @@ class Plan:
     reasons: tuple[str, ...]
     classifier: bool = False
     """The last module is the network's own classifier, behind modules that each have an auxiliary head."""
+    passed: int = 0
+    """Modules in front that are frozen, and passed through without auxiliary heads."""
     set_up_bytes: int = 0
     """Taken at most by the processes that set the run up, before it trains."""
     breakdowns: tuple[tuple[Breakdown, ...], ...] = ()
@@ -76,7 +78,8 @@ class Plan:
         """A few lines for people: what was chosen, why, and the predicted peak of each module."""
         peaks = ", ".join(format_size(peak) for peak in self.predicted_peak_bytes)
         lines = [
-            f"{self.num_modules} modules{' and the classifier' if self.classifier else ''},"
+            f"{self.num_modules} modules{' and the classifier' if self.classifier else ''}"
+            f"{f' ({self.passed} frozen)' if self.passed else ''},"
             f" batch {self.batch_size} = {self.micro_batch_size} x {self.grad_accum_steps}",
             f"predicted peak {format_size(self.peak_bytes)} of {format_size(self.budget_bytes)} (by module: {peaks})",
             f"end-to-end would need {format_size(self.end_to_end_bytes)}",

@@ -8,7 +8,6 @@ checkpointing, which computes every forward pass twice.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from ondevice_trgl.cache.base import row_bytes
@@ -17,10 +16,12 @@ from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.bounds import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
+from ondevice_trgl.plan.candidate import Candidate
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.cuts import can_be_cut, can_end, no_cut
 from ondevice_trgl.plan.falsify import falsified
 from ondevice_trgl.plan.fewest import Fewest
+from ondevice_trgl.plan.front import front_within
 from ondevice_trgl.plan.levels import levels_of
 from ondevice_trgl.plan.others import NO_OTHERS, Others, others_of
 from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
@@ -33,19 +34,6 @@ from ondevice_trgl.units import format_size
 LEAST_SCRATCH, SCRATCH = 0.06, 0.20
 """What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`): where a
 rehearsal will find out, and where none will."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Modules, and the ladder of each."""
-
-    bounds: tuple[int, ...]
-    ladders: tuple[tuple[Rung, ...], ...]
-
-    @property
-    def least(self) -> int:
-        """Predicted peak of the whole process, every module on its last rung."""
-        return max(ladder[-1].peak_bytes for ladder in self.ladders)
 
 
 def make_plan(
@@ -131,6 +119,7 @@ class Planner:
         self.levels = levels_of(config, self.batch, exact=self.exact)
         self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
         self.scale = scale
+        self._front: tuple[int, ...] = (0,)
 
     def rung(self, start: int, stop: int, level: Level, others: Others = NO_OTHERS) -> Rung:
         """Segments `start` to `stop` on `level`, with the predicted peak of the whole process."""
@@ -169,6 +158,7 @@ class Planner:
 
     def candidates(self, budget: int) -> Iterator[Candidate]:
         """What fits, in the order of preference: level by level, few modules before many."""
+        self._front = front_within(self.chain, self.ladder, budget)
         for number, level in enumerate(self.levels):
             levels = self.levels[: number + 1]
             finest = range(len(self.chain.segments) + 1)
@@ -188,7 +178,7 @@ class Planner:
         return all(
             any(
                 self.rung(a, b, level, others).peak_bytes <= budget
-                for level in levels
+                for level in (self.levels if b <= self.chain.prefix else levels)  # what is not trained loses nothing
                 if any_samples or level.micro >= self.fewest(a, b)
             )
             for a, b in pairwise(bounds)
@@ -236,11 +226,11 @@ class Planner:
 
     def _groupings(self, level: Level) -> Iterator[tuple[int, ...]]:
         """Bounds of what was asked for; behind several modules, or one, the classifier comes as one of its own."""
-        asked = self.config.modules
+        asked, first = self.config.modules, self.chain.prefix
         whole, length = len(self.chain.segments), self.trunk
         tail = (whole,) if length < whole else ()
         if isinstance(asked, tuple):
-            bounds = named_bounds(self.chain, asked)
+            bounds = tuple(sorted({*named_bounds(self.chain, asked), first}))
             if bounds[-2] < length < whole:
                 bounds = (*bounds[:-1], length, whole)
             if not can_be_cut(self.chain, bounds):
@@ -248,20 +238,21 @@ class Planner:
             yield bounds
             return
         if isinstance(asked, int):
-            check_count(self.chain, asked, length)
-        if asked == 1:
-            yield 0, whole
+            check_count(self.chain, asked, max(1, length - first))
+        if asked == 1 or length <= first:
+            yield (*self._front, whole)
             return
         table = {
             # tensors alone: what was measured differs a little from time to time, and the cuts should not
             (a, b): self.predictor.tensors(a, b, level).total if can_end(self.chain, b) else math.inf
-            for a in range(length)
+            for a in range(first, length)
             for b in range(a + 1, length + 1)
         }
-        most = asked if isinstance(asked, int) else length
-        groupings = balance(most, length, lambda a, b: table[a, b])
-        groupings = groupings[-1:] if isinstance(asked, int) else groupings[min(2, length) - 1 :]
-        ways = [(*bounds, *tail) for bounds in groupings]
+        most = asked if isinstance(asked, int) else length - first
+        groupings = balance(most, length - first, lambda a, b: table[first + a, first + b])
+        fewest = 1 if first else min(2, length)  # behind a frozen front one module is local too
+        groupings = groupings[-1:] if isinstance(asked, int) else groupings[fewest - 1 :]
+        ways = [(*self._front, *(first + bound for bound in bounds[1:]), *tail) for bounds in groupings]
         possible = [bounds for bounds in ways if can_be_cut(self.chain, bounds)]
         if not possible:
             raise no_cut(self.chain, ways[0])
@@ -277,6 +268,7 @@ class Planner:
         Raises ConfigError or DataError where the samples that were asked for are too few for a norm in any of them.
         """
         self.predictor = self.predictor.allowing(MOST_SHARE)
+        self._front = front_within(self.chain, self.ladder, 0)
         groupings = list(self._groupings(self.levels[-1]))
         found = [
             self._candidate(bounds)
@@ -310,6 +302,7 @@ class Planner:
             end_to_end_bytes=whole,
             reasons=(),
             classifier=self._ends_apart(chosen.bounds),
+            passed=sum(stop <= self.chain.prefix for stop in chosen.bounds[1:]),
             breakdowns=tuple(
                 tuple(self.breakdown(a, b, rung, others) for rung in ladder)
                 for (a, b), ladder in zip(pairwise(chosen.bounds), chosen.ladders, strict=True)

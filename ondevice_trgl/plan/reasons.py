@@ -11,6 +11,8 @@ from ondevice_trgl.plan.plan import Plan, Rung
 from ondevice_trgl.units import format_size
 
 _CLASSIFIER = "the network's own classifier comes last, trained on what the modules put out as one more head"
+_FRONT = "the frozen front is {}, passed through once a lap without an auxiliary head; what it puts out is cached"
+_PARALLEL_FRONT = "the frozen front is {} without an auxiliary head, that every batch passes through"
 _INEXACT = "BatchNorm then sees micro-batches, so results differ a little from the full batch"
 
 
@@ -29,10 +31,15 @@ def _batch(plan: Plan, config: TrainConfig, train_rows: int) -> list[str]:
 
 
 def _modules(plan: Plan, config: TrainConfig) -> list[str]:
-    count, budget = plan.num_modules, format_size(plan.budget_bytes)
+    count, budget = plan.num_modules - plan.passed, format_size(plan.budget_bytes)
     tail = [_CLASSIFIER] if plan.classifier else []
+    if plan.passed:
+        front = _PARALLEL_FRONT if config.schedule == "parallel" else _FRONT
+        tail.insert(0, front.format("one module" if plan.passed == 1 else f"{plan.passed} modules"))
+    if not count:
+        return tail
     if config.modules != "auto":
-        return [f"{count} modules, as asked", *tail]
+        return [f"{count} modules{' behind the frozen front' if plan.passed else ''}, as asked", *tail]
     if plan.micro_batch_size == plan.batch_size and not (plan.checkpointed or plan.spilled):
         return [f"{count} modules: the fewest that fit {budget} at the full batch of {plan.batch_size}", *tail]
     return [f"{count} modules: at the full batch of {plan.batch_size} no number of modules fits {budget}", *tail]

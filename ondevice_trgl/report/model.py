@@ -57,6 +57,8 @@ class ModuleReport:
     """What they are for: weights, gradients, optimizer, activations, head, others, scratch, floor; they add up."""
     frozen: bool = False
     """None of its own parameters is trained: only its auxiliary head, where it has one."""
+    passed: bool = False
+    """Part of the frozen front: passed through once a lap, without a head, so that it has no accuracies."""
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
     optimizer_on_disk: bool = False
@@ -182,7 +184,10 @@ class Report:
 
     @property
     def heads(self) -> tuple[ModuleReport, ...]:
-        """Whatever has class scores, in order: the modules and, where it is one of its own, the classifier."""
+        """What runs one behind the other: the modules and, where it is one of its own, the classifier.
+
+        Each has class scores, but those that are `passed`.
+        """
         return self.modules if self.classifier is None else (*self.modules, self.classifier)
 
     @property

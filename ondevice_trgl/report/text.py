@@ -194,6 +194,8 @@ def plan_line(report: Report) -> str:
     plan = report.plan
     laps = f", {plan.laps} laps" if plan.laps > 1 else ""
     plural = "module" if plan.num_modules == 1 else "modules"
+    passed = sum(module.passed for module in report.modules)
+    plural += f" ({passed} frozen in front)" if passed else ""
     cache = "no cache"
     if plan.cache.bytes:
         cache = f"cache {plan.cache.tier} {plan.cache.dtype}, {format_size(plan.cache.bytes)}"

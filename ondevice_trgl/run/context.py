@@ -56,7 +56,7 @@ class Context:
         return Objective(
             self.partition.modules[index],
             self.heads[index],
-            tau=config.tau_of(index, self.plan.num_modules),
+            tau=config.tau_of(index - self.plan.passed, self.plan.num_modules - self.plan.passed),
             transport=config.transport,
             transport_norm=config.transport_norm,
             label_smoothing=config.label_smoothing,

@@ -29,8 +29,8 @@ _SPLIT = "test"
 class Accuracy:
     """Shares of the samples that were got right."""
 
-    heads: tuple[float, ...]
-    """Of each head up to the last that was asked for."""
+    heads: tuple[float | None, ...]
+    """Of each head up to the last that was asked for; None of modules without one."""
     ensemble: float | None = None
     """By the mean of the class probabilities of all those heads."""
 
@@ -68,9 +68,10 @@ class Evaluation:
         """
         total = self._held(last, 0 if ensemble else last)[1]
         assert total is not None
-        return total.div_(last + 1) if ensemble else total
+        count = sum(not module.passed for module in self.partition.modules[: last + 1])
+        return total.div_(count) if ensemble else total
 
-    def _held(self, last: int, first: int | None) -> tuple[list[float], Tensor | None]:
+    def _held(self, last: int, first: int | None) -> tuple[list[float | None], Tensor | None]:
         """Accuracy of each head, and the sum of the probabilities of heads from `first` on; None keeps none."""
         boundaries = Boundaries({_SPLIT: self.source}, "disk", self.plan.cache_dtype, self.folder)
         try:
@@ -90,8 +91,10 @@ class Evaluation:
             evict(*self.partition.modules, *self.heads)
             release_memory()
 
-    def _through(self, last: int, boundaries: Boundaries, first: int | None) -> tuple[list[float], Tensor | None]:
-        accuracies: list[float] = []
+    def _through(
+        self, last: int, boundaries: Boundaries, first: int | None
+    ) -> tuple[list[float | None], Tensor | None]:
+        accuracies: list[float | None] = []
         total: Tensor | None = None
         for index in range(last + 1):
             self.budget.make_room()
@@ -99,8 +102,8 @@ class Evaluation:
             swept = self._sweep(index, boundaries, write=index < last, keep=_SPLIT if keep else None)
             evict(self.partition.modules[index], self.heads[index])
             release_memory()
-            accuracies.append(swept.accuracy[_SPLIT])
-            if keep:
+            accuracies.append(swept.accuracy.get(_SPLIT))
+            if swept.probabilities:
                 own = swept.probabilities["probabilities"]
                 total = own if total is None else total.add_(own)
             if index < last:

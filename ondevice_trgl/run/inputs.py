@@ -2,40 +2,43 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import fx, nn
 
 from ondevice_trgl.errors import DataError, PartitionError
-from ondevice_trgl.model.trace import Chain, trace
+from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.trace import trace as _trace
 from ondevice_trgl.run.batches import Source, check_finite
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _LOOKUPS = ("embedding", "embedding_bag", "one_hot")
 
 
-def traced(model: nn.Module, source: Source) -> Chain:
+def traced(model: nn.Module, source: Source, *, freeze_norms: bool = False) -> Chain:
     """The chain of `model` for samples of `source`: its `in_dtype` is what they are to be read as.
 
     Bytes and other whole numbers are ids where the network looks them up, which takes int64; else they are numbers.
-    The classifier is cut off the last layers, so that a head in its place is like those before it.
-    Raises PartitionError, NonFiniteError.
+    The classifier is cut off the last layers, so that a head in its place is like those before it. `freeze_norms` as
+    `trace` has it. Raises PartitionError, UsageError, NonFiniteError.
     """
+    trace = partial(_trace, apart=True, freeze_norms=freeze_norms)
     if _whole(source) is None:
         with _explained(model):
-            return trace(model, example_of(source), apart=True)
+            return trace(model, example_of(source))
     tables = any(isinstance(layer, _TABLES) for layer in model.modules())
     if tables:  # a network may take floats too, and round them: to it all bytes, as 0..1, would be one
         with contextlib.suppress(PartitionError):
-            chain = trace(model, _ids(source), apart=True)
+            chain = trace(model, _ids(source))
             if any(_looks_up(node, chain) for node in chain.graph.nodes):
                 return chain
     with _explained(model):
         try:
-            return trace(model, example_of(source), apart=True)
+            return trace(model, example_of(source))
         except PartitionError as refused:
             try:
-                return trace(model, _ids(source), apart=True)
+                return trace(model, _ids(source))
             except PartitionError:
                 if tables:
                     raise

@@ -27,3 +27,10 @@ class Measured:
     test_accuracy: float | None = None
     frozen: bool = False
     """None of the module's own parameters is trained; its auxiliary head is."""
+    passed: bool = False
+    """It is part of the frozen front, which has no heads and no accuracies."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was trained, or passed through, to the end of a lap."""
+        return self.train_accuracy is not None or (self.passed and self.cache_seconds > 0)

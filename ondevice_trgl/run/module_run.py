@@ -35,7 +35,10 @@ class ModuleRun:
         self.module, head = context.partition.modules[index], context.heads[index]
         self.position = checkpointer.position(index)
         self.measured = dataclasses.replace(
-            self.position.measured, params=parameter_count(self.module, head), frozen=self.module.frozen
+            self.position.measured,
+            params=parameter_count(self.module, head),
+            frozen=self.module.frozen,
+            passed=self.module.passed,
         )
         begun = self.position.epoch or self.position.step
         self.multiplier = Multiplier.of(context.config, self.measured.multiplier if begun else None)
@@ -44,7 +47,7 @@ class ModuleRun:
             self.measured.multiplier = self.multiplier.value if self.stepper.objective.measures_transport else None
 
     def train(self) -> None:
-        """All epochs that are left; none of the last module, where that is frozen and has no head.
+        """All epochs that are left; none of a module that is frozen and has no head.
 
         Raises Paused, NonFiniteError, BudgetExceededError, StorageError.
         """

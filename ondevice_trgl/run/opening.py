@@ -21,6 +21,7 @@ from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, group
 from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.tuning import tuned
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.batches import Source, check_labels, mix
 from ondevice_trgl.run.guards import outline
@@ -55,8 +56,11 @@ def sources(train_set: Any, val_set: Any, test_set: Any) -> dict[str, Source]:
     return dict(read)
 
 
-def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
-    """The traced model, once it is known to fit the data. Raises PartitionError, DataError, NonFiniteError."""
+def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | None = None) -> Chain:
+    """The traced model, once it is known to fit the data; what `config` freezes of it is still to be, see `tuned`.
+
+    Raises PartitionError, UsageError, DataError, NonFiniteError.
+    """
     if is_evicted(model):
         raise UsageError(
             "the model's weights are in the run directory, where an earlier fit left them",
@@ -65,7 +69,7 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
     train = data["train"]
     if not len(train.labels):
         raise DataError("the train set is empty", hint="give it samples of at least two classes")
-    chain = traced(model, train)
+    chain = traced(model, train, freeze_norms=config is not None and config.freeze_norms)
     for name, split in data.items():
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
@@ -78,7 +82,7 @@ def chain_of(model: nn.Module, data: dict[str, Source]) -> Chain:
     return chain
 
 
-def network_of(run: RunDir, make: Callable[[], nn.Module], source: Source, folder: Path) -> Chain:
+def network_of(run: RunDir, make: Callable[[], nn.Module], source: Source, folder: Path, config: TrainConfig) -> Chain:
     """The run's network, evicted: from its blueprint or, where it has none, from `make`, its weights in a file.
 
     `source` is any split of its data. Raises DamagedFileError, and what `make` raises.
@@ -89,14 +93,14 @@ def network_of(run: RunDir, make: Callable[[], nn.Module], source: Source, folde
         model = make()
         filed.take(model)
         with filed.dropped_as_read():
-            chain = traced(model, source)
+            chain = tuned(traced(model, source, freeze_norms=config.freeze_norms), config)
     evict(model)
     return chain
 
 
 def fresh_head(chain: Chain, partition: Partition, config: TrainConfig, index: int) -> nn.Module | None:
-    """A new auxiliary head; None for the last module, which ends in the model's own classifier."""
-    if index == len(partition.modules) - 1:
+    """A new auxiliary head; None in the frozen front, and for the last module, which ends in the own classifier."""
+    if index == len(partition.modules) - 1 or partition.modules[index].passed:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, index, 2))
@@ -115,8 +119,8 @@ def open_run(
     record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
     store = ModuleStore(run.modules, run.staged)
     store.recover()
-    chain = _chain(run, store, data, model)
     config = config or record.config
+    chain = _chain(run, store, data, model, record.config)
     before, now = record.config.to_dict(), config.to_dict()
     free = ("budget", "enforce")  # these may be others each time
     changed = [name for name in now if name not in free and before.get(name) != now[name]]
@@ -150,13 +154,15 @@ def open_run(
     )
 
 
-def _chain(run: RunDir, store: ModuleStore, data: dict[str, Source], model: nn.Module | Chain | None) -> Chain:
+def _chain(
+    run: RunDir, store: ModuleStore, data: dict[str, Source], model: nn.Module | Chain | None, config: TrainConfig
+) -> Chain:
     if isinstance(model, Chain):
         return model
     if model is not None:
         if is_evicted(model):  # an earlier fit left the weights in the run directory
             store.load_model(model)
-        return chain_of(model, data)
+        return tuned(chain_of(model, data, config), config)
     if not run.has_blueprint:
         raise RunDirError(f"{run.path} has no blueprint", hint="resume it with the model")
     return from_blueprint(run.read(BLUEPRINT))

@@ -90,7 +90,10 @@ class Parallel(Scheduler):
             pressed = partial(self._pressed, 0, index)
             stepper = stepper_of(context, index, position, multiplier, lowest=None, pressed=pressed)
             measured = dataclasses.replace(
-                position.measured, params=parameter_count(module, context.heads[index]), frozen=module.frozen
+                position.measured,
+                params=parameter_count(module, context.heads[index]),
+                frozen=module.frozen,
+                passed=module.passed,
             )
             if multiplier is not None and not position.laps_done:
                 measured.multiplier = multiplier.value if stepper.objective.measures_transport else None

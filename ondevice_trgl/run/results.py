@@ -121,17 +121,18 @@ def make_report(
 
 def _epochs(measured: Measured, config: TrainConfig) -> float:
     """Behind the module; a frozen one without a head has none, and its sweep, one a lap, is spread over all."""
-    passed_over = measured.frozen and measured.train_accuracy is not None and not measured.epochs_done
+    passed_over = measured.frozen and measured.is_done and not measured.epochs_done
     return float(config.epochs * config.laps) if passed_over else measured.epochs_done
 
 
 def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> ModuleReport:
-    started = measured.epochs_done > 0 or (measured.frozen and measured.train_accuracy is not None)
+    started = measured.epochs_done > 0 or (measured.frozen and measured.is_done)
     return ModuleReport(
         index=index,
         name=name,
         params=measured.params,
         frozen=measured.frozen,
+        passed=measured.passed,
         predicted_peak_bytes=plan.predicted_peak_bytes[index],
         predicted_breakdown=vars(plan.predicted_breakdowns[index]) if plan.breakdowns else None,
         micro_batch_size=plan.rungs[index].micro_batch_size,
@@ -156,29 +157,29 @@ def accuracies(
     """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken.
 
     `kind` is that of the auxiliary heads. A network of several modules without a classifier of its own has a last head
-    of another kind than the others.
+    of another kind than the others. The frozen front has no heads.
     """
-    if any(m.train_accuracy is None for m in measured):
+    judged = {index: m for index, m in enumerate(measured) if not m.passed}
+    if any(m.train_accuracy is None for m in judged.values()):
         return AccuracyReport()
-    head = kind if plan.num_parts > 1 else None
-    values = [m.val_accuracy for m in measured]
-    scores = [value for value in values if value is not None]
-    if val_labels is None or len(scores) < len(values):
+    head = kind if len(judged) > 1 else None
+    scores = {index: m.val_accuracy for index, m in judged.items() if m.val_accuracy is not None}
+    if val_labels is None or len(scores) < len(judged):
         return AccuracyReport(best_head=len(measured) - 1, test=measured[-1].test_accuracy, head=head)
-    best = max(range(len(scores)), key=lambda index: (scores[index], index))
+    best = max(scores, key=lambda index: (scores[index], index))
     total = torch.zeros(())
-    for index in range(len(measured)):
+    for index in scores:
         total = total + store.load_extra(index, "run", CPU)["probabilities"]
     ensemble = int((total.argmax(1) == val_labels).sum()) / len(val_labels)
-    own = scores[: plan.num_modules]
+    own = [score for index, score in scores.items() if index < plan.num_modules]
     return AccuracyReport(
         best_head=best,
         best_head_val=scores[best],
-        last_head_val=scores[-1],
-        last_module_val=own[-1],
+        last_head_val=scores[len(measured) - 1],
+        last_module_val=own[-1] if own else None,
         ensemble_val=ensemble,
         test=measured[best].test_accuracy,
-        drop=max(own) - own[-1],
+        drop=max(own) - own[-1] if own else None,
         head=head,
     )
 

@@ -134,6 +134,7 @@ class Session:
                 Position.from_dict(p.store.position(k)).measured,
                 params=parameter_count(module, head),
                 frozen=module.frozen,
+                passed=module.passed,
             )
             for k, (module, head) in enumerate(zip(p.partition.modules, p.heads, strict=True))
         ]

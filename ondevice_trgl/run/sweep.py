@@ -20,9 +20,9 @@ from ondevice_trgl.trgl.step import Objective
 
 @dataclass(frozen=True)
 class Swept:
-    """Accuracy by split, and the class probabilities of the split that was to be kept.
+    """Accuracy by split, and the class probabilities of the split that was to be kept; neither where there is no head.
 
-    These are (rows, classes), as "probabilities".
+    Probabilities are (rows, classes), as "probabilities".
     """
 
     accuracy: dict[str, float]
@@ -58,11 +58,12 @@ def sweep(
                 partial(_evaluate, objective, z, count, device),
                 f"a forward pass of {len(z)} samples through module {boundaries.index}",
             )
-            logits = logits.cpu()
-            if not bool(torch.isfinite(logits).all()):
+            logits = None if logits is None else logits.cpu()
+            if not bool(torch.isfinite(out if logits is None else logits).all()):
                 raise _not_finite(boundaries.index, module.label, split, z[:count], start)
-            correct += int((logits.argmax(1) == labels).sum())
-            if split == keep:
+            if logits is not None:
+                correct += int((logits.argmax(1) == labels).sum())
+            if logits is not None and split == keep:
                 kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
                 kept["probabilities"][start : start + count] = logits.softmax(1)
             if write:
@@ -70,11 +71,12 @@ def sweep(
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        accuracy[split] = correct / rows
+        if not module.passed:
+            accuracy[split] = correct / rows
     return Swept(accuracy, kept)
 
 
-def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     return objective.evaluate(z.to(device), count)
 
 
@@ -125,11 +127,12 @@ def swept_through(
                         partial(_evaluate, stepper.objective, stepper.buffer, part, device),
                         f"a forward pass of {len(stepper.buffer)} samples through module {index}",
                     )
-                    logits = logits.cpu()
-                    if not bool(torch.isfinite(logits).all()):
+                    logits = None if logits is None else logits.cpu()
+                    if not bool(torch.isfinite(out if logits is None else logits).all()):
                         raise _not_finite(index, modules[index].label, split, stepper.buffer[:part], first + at)
-                    correct[index] += int((logits.argmax(1) == labels).sum())
-                    if split == keep:
+                    if logits is not None:
+                        correct[index] += int((logits.argmax(1) == labels).sum())
+                    if logits is not None and split == keep:
                         kept = found[index].probabilities
                         kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
                         kept["probabilities"][first + at : first + at + part] = logits.softmax(1)
@@ -143,6 +146,7 @@ def swept_through(
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        for swept, right in zip(found, correct, strict=True):
-            swept.accuracy[split] = right / rows
+        for swept, right, module in zip(found, correct, modules, strict=False):
+            if not module.passed:
+                swept.accuracy[split] = right / rows
     return found

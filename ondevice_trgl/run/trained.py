@@ -38,4 +38,10 @@ class TrainedRun:
             return count - 1
         if not (text.isascii() and text.isdigit()) or int(text) >= count:
             raise UsageError(f"no head {head!r}: this run has heads 0 to {count - 1}", hint="or best, or last")
+        if self.report.heads[int(text)].passed:
+            first = next(module.index for module in self.report.heads if not module.passed)
+            raise UsageError(
+                f"no head {head!r}: module {text} is frozen and passed through, without a head",
+                hint=f"the first head is {first}; or best, or last",
+            )
         return int(text)

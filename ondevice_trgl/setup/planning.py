@@ -100,7 +100,11 @@ def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter
     """The report of a run that has not begun."""
     partition, config = group(chain, plan.bounds), record.config
     known = [
-        Measured(params=parameter_count(module, fresh_head(chain, partition, config, k)), frozen=module.frozen)
+        Measured(
+            params=parameter_count(module, fresh_head(chain, partition, config, k)),
+            frozen=module.frozen,
+            passed=module.passed,
+        )
         for k, module in enumerate(partition.modules)
     ]
     return results.make_report(
@@ -169,7 +173,9 @@ def _as_held(record: RunRecord, helper: Helper) -> tuple[Any, Chain]:
         return data, from_blueprint(read_json(blueprint))
     # without one the caller will build the network itself too, and hold what that imports
     workload = record.workload
-    with built(lambda: build_for(workload, bundle, record.config.seed), data, helper.folder, proof=False) as (chain, _):
+    with built(
+        lambda: build_for(workload, bundle, record.config.seed), data, helper.folder, record.config, proof=False
+    ) as (chain, _):
         evict(chain.model)
     return data, chain
 

@@ -190,6 +190,7 @@ class Rehearsals:
             "last": scene.is_last,
             "classes": self._chain.num_outputs,
             "boundary": [scene.module.channel_axis, scene.module.head_limit],
+            **({"passed": True} if scene.module.passed else {}),
         }
         alike = likeness(scene.module)
         known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
@@ -231,7 +232,7 @@ class Rehearsals:
         Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
         """
         config, module, plan = self._config, scene.module, scene.plan
-        head = None if scene.is_last else head_behind(module, config.head, self._chain.num_outputs)
+        head = None if scene.is_last or module.passed else head_behind(module, config.head, self._chain.num_outputs)
 
         def objective(rung: Rung) -> Objective:
             return Objective(

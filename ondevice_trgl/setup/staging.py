@@ -26,6 +26,7 @@ from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.store import aliases_of, evict, parameter_count, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
+from ondevice_trgl.model.tuning import tuned
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.falsify import estimate_scale
@@ -75,7 +76,9 @@ class Named:
     @staticmethod
     def _key(chain: Chain) -> dict[str, Any]:
         library = getattr(sys.modules.get("torchvision"), "__version__", "")
-        return {"input": chain.in_shape, "dtype": str(chain.in_dtype), "classes": chain.num_outputs, "library": library}
+        known = {"input": chain.in_shape, "dtype": str(chain.in_dtype), "classes": chain.num_outputs}
+        still = {"still": len(chain.modes.kept)} if chain.modes.kept else {}
+        return {**known, "library": library, **still}
 
 
 @contextlib.contextmanager
@@ -83,6 +86,7 @@ def built(
     made: Made,
     data: dict[str, Source],
     folder: Path,
+    config: TrainConfig,
     fill: Fill | None = None,
     named: Named | None = None,
     proof: bool = True,
@@ -91,15 +95,15 @@ def built(
     """(chain, release) of a model that is there, or is made here with its weights in a file in `folder`.
 
     `release()` drops from memory what of the weights was touched; a model that was there stays as it is. The chain is
-    proved to be the model, but for `named` ones that are known to be, and without `proof`; `between` is called between
-    two passes.
+    proved to be the model, before `config` freezes anything, but for `named` ones that are known to be, and without
+    `proof`; `between` is called between two passes.
     Raises UsageError, PartitionError, DataError, StorageError.
     """
     if isinstance(made, nn.Module):
-        chain = chain_of(made, data)
+        chain = chain_of(made, data, config)
         example = example_of(data["train"], chain.in_dtype)
         prove(chain, segments_of(chain), example, folder=folder, largest_bytes=_LARGEST_GRADIENT_BYTES)
-        yield chain, lambda: None
+        yield tuned(chain, config), lambda: None
         return
     with weights_in_file(folder) as filed:
         model = made()
@@ -118,7 +122,7 @@ def built(
             filed.touched()
 
     with filed.dropped_as_read():
-        chain = chain_of(model, data)
+        chain = chain_of(model, data, config)
         if proof and (named is None or not named.is_proved(chain)):
             segments, example = segments_of(chain), example_of(data["train"], chain.in_dtype)
             most = _LARGEST_GRADIENT_BYTES
@@ -128,7 +132,7 @@ def built(
         if named is not None:
             named.note(chain)
     release_code_pages()
-    yield chain, filed.release
+    yield tuned(chain, config), filed.release
 
 
 def stage(
@@ -148,7 +152,7 @@ def stage(
     Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
-    with built(made, data, folder, fill, named, between=between) as (chain, release):
+    with built(made, data, folder, record.config, fill, named, between=between) as (chain, release):
         _check_trained(chain)
         _check_dense(chain)
         check_norms(chain)

@@ -56,7 +56,8 @@ class Objective:
     """A module with its head under the TRGL objective. `head` is None for the last module, which ends in logits.
 
     With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass. A frozen
-    module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy.
+    module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy. One of
+    the frozen front has no head, and its output is no class scores.
     A `multiplier`, which may move between two steps, weighs the transport cost in place of `tau`.
     """
 
@@ -138,9 +139,14 @@ class Objective:
         return out
 
     @torch.no_grad()
-    def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape."""
+    def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape.
+
+        Logits are None where there is no head.
+        """
         out = self.module(z)
+        if self.module.passed:
+            return out[:count], None
         logits = out if self.head is None else self.head(out)
         return out[:count], logits[:count]
 

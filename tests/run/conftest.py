@@ -84,6 +84,8 @@ class Fit:
         force: bool = False,
         **changes: Any,
     ) -> Report:
+        if isinstance(train, str):  # the setting of that name, not a set
+            changes, train = {**changes, "train": train}, None
         trainer = Trainer(
             net() if model is None else model,
             config(**changes),

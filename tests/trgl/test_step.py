@@ -142,6 +142,7 @@ def test_evaluation_cuts_the_padding_off_keeps_no_graph_and_moves_no_statistics(
     before = {name: t.clone() for name, t in model.state_dict().items()}
     out, logits = goal.evaluate(torch.randn(5, 1, 6, 6), 3)
     assert out.shape == (3, *module.out_shape)
+    assert logits is not None
     assert logits.shape == (3, 3)
     assert not out.requires_grad
     assert not logits.requires_grad
