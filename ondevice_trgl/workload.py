@@ -1,5 +1,6 @@
 """A Workload made real: the datasets that it names, and the model that fits them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from ondevice_trgl.config import Workload
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.registry import DataBundle, load_data
 from ondevice_trgl.model.names import check_model_name, needs_channels
+from ondevice_trgl.model.weights import Filled, read_weights
 from ondevice_trgl.model.zoo import build_model
 
 
@@ -41,6 +43,18 @@ def build_for(workload: Workload, data: DataBundle | Preprocessing, seed: int) -
 
 
 def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tuple[DataBundle, nn.Module]:
-    """Datasets and model. Raises TrglError."""
+    """Datasets and model, with the weights that it starts from. Raises TrglError."""
     data = load_bundle(workload, seed, scratch_dir)
-    return data, build_for(workload, data, seed)
+    model = build_for(workload, data, seed)
+    if workload.weights is not None:
+        fill_weights(workload, model, data.num_classes)
+    return data, model
+
+
+def fill_weights(
+    workload: Workload, model: nn.Module, classes: int, written: Callable[[], None] | None = None
+) -> Filled:
+    """Give `model` the weights that `workload` names, but for a classifier of other classes; see `read_weights`."""
+    assert workload.weights is not None
+    skip = workload.weights_skip or ()
+    return read_weights(Path(workload.weights), model, skip=skip, written=written, classes=classes)

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.errors import PartitionError, UsageError
+from ondevice_trgl.errors import ConfigError, PartitionError, UsageError
 from ondevice_trgl.model.bounds import cut_behind
 from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.residual import is_weighted
@@ -67,6 +67,15 @@ def classifier_nodes(chain: Chain) -> tuple[fx.Node, ...]:
         return last
     layers = dict(chain.root.named_modules())
     return next(((node,) for node in reversed(last) if is_weighted(node, layers, chain.root)), last)
+
+
+def check_is_classifier(chain: Chain, layer: str, why: str) -> None:
+    """Raises ConfigError where `layer`, which `why` says was left without weights, is not the network's classifier."""
+    used = [str(node.target) for own in classifier_nodes(chain) for node in (own, *own.all_input_nodes)]
+    if not any(path == layer or path.startswith(f"{layer}.") for path in used):
+        raise ConfigError(
+            [f"{why}, and it is not the classifier"], source="weights", hint=f"--weights-skip {layer} leaves it so"
+        )
 
 
 def _cut(chain: Chain, name: str) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,20 +38,40 @@ class _Source(Protocol):
         ...
 
 
-def read_weights(
-    path: Path, model: nn.Module, *, skip: Sequence[str] = (), written: Callable[[], None] | None = None
-) -> str:
-    """Fill the tensors of `model` in place from `path`; returns a digest of what was read, the same for both formats.
+@dataclass(frozen=True)
+class Filled:
+    """What was read of a file of weights."""
 
-    Tensors that `skip` names, by their own name or that of a layer they are in, stay as they are. `written` is called
-    behind every piece, for tensors that can leave memory then.
+    digest: str
+    """Of what was read, the same for both formats."""
+    left: str = ""
+    """A layer that was left as it was initialised, as the file has it for other classes."""
+    why: str = ""
+    """That in words."""
+
+
+def read_weights(
+    path: Path,
+    model: nn.Module,
+    *,
+    skip: Sequence[str] = (),
+    written: Callable[[], None] | None = None,
+    classes: int | None = None,
+) -> Filled:
+    """Fill the tensors of `model` in place from `path`.
+
+    Tensors that `skip` names, by their own name or that of a layer they are in, stay as they are. So do, with
+    `classes`, those of one layer which gives that many outputs and in the file another number, where nothing else is
+    amiss: the caller has to see that it is the classifier. `written` is called behind every piece, for tensors that can
+    leave memory then.
     Memory: a few megabytes, but for tensors with gaps between their elements, which are read whole. A torch file is
     mapped, which counts in RLIMIT_DATA. Raises UsageError where it cannot be read, ConfigError with every tensor that
     does not fit.
     """
     source = _opened(path)
     digest = hashlib.blake2b(digest_size=16)
-    for name, target in _matched(path, source.kinds, model, skip).items():
+    targets, left, why = _matched(path, source.kinds, model, skip, classes)
+    for name, target in targets.items():
         shape, dtype = source.kinds[name]
         digest.update(repr((name, shape, str(dtype))).encode())
         whole = target if target.is_contiguous() else torch.empty(shape, dtype=dtype)
@@ -63,11 +84,16 @@ def read_weights(
                 written()
         if whole is not target:
             target.copy_(whole)
-    return digest.hexdigest()
+    return Filled(digest.hexdigest(), left, why)
 
 
-def _matched(path: Path, kinds: Mapping[str, Kind], model: nn.Module, skip: Sequence[str]) -> dict[str, Tensor]:
-    """By name in the file, the tensors of `model` to fill. Raises ConfigError with everything that does not fit."""
+def _matched(
+    path: Path, kinds: Mapping[str, Kind], model: nn.Module, skip: Sequence[str], classes: int | None
+) -> tuple[dict[str, Tensor], str, str]:
+    """By name in the file, the tensors of `model` to fill; the layer that is left, and why, as Filled has them.
+
+    Raises ConfigError with everything that does not fit.
+    """
     targets, aliases = state_of(model), aliases_of(model)
 
     def is_skipped(*names: str) -> bool:
@@ -77,6 +103,7 @@ def _matched(path: Path, kinds: Mapping[str, Kind], model: nn.Module, skip: Sequ
     faults = [f"{one}, which is to be skipped, is no tensor or layer of model or file" for one in unused]
     matched: dict[str, Tensor] = {}
     unfit: list[str] = []
+    resized: dict[str, int] = {}  # outputs in the file of what gives `classes` in the model
     for name, target in targets.items():
         if is_skipped(*aliases[name]):
             continue
@@ -92,13 +119,20 @@ def _matched(path: Path, kinds: Mapping[str, Kind], model: nn.Module, skip: Sequ
         if shape != own[0] or not castable:
             faults.append(f"{found} is {_words(kinds[found])} in the file, {_words(own)} in the model")
             unfit.append(found)
+            if castable and shape[1:] == own[0][1:] and shape[:1] != own[0][:1] == (classes,):
+                resized[found] = shape[0]
         matched[found] = target.detach()
     foreign = [name for name in kinds if name not in aliases and not is_skipped(name)]
     faults += [f"unknown to the model: {name} {_words(kinds[name])}" for name in foreign]
+    layers = {name.rpartition(".")[0] for name in resized}
+    if resized and len(faults) == len(resized) and len(layers) == len(set(resized.values())) == 1:
+        (layer,), (others,) = layers, set(resized.values())
+        why = f"{layer} is for {others} classes in {path.name} and for {classes} here: left as it is initialised"
+        return {name: tensor for name, tensor in matched.items() if name not in resized}, layer, why
     if faults:
         names = [*unfit, *foreign]
         raise ConfigError(faults, source=str(path), hint=_hint(names) if names else "names are those of the state dict")
-    return matched
+    return matched, "", ""
 
 
 def _hint(names: Sequence[str]) -> str:

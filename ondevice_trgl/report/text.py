@@ -218,7 +218,8 @@ def input_lines(report: Report) -> list[tuple[str, str]]:
     if known["mean"] is not None:
         mean, std = (", ".join(f"{value:.1f}" for value in known[name]) for name in ("mean", "std"))
         how += f"; pixels 0 to 255 less {mean}, divided by {std} (mean and spread of the training set)"
-    return [("input", f"{size}{how}"), ("classes", classes)]
+    left = report.workload.get("weights_left")
+    return [("input", f"{size}{how}"), ("classes", classes), *([("weights", left)] if left else [])]
 
 
 def gain_line(report: Report) -> str | None:

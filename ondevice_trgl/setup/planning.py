@@ -88,6 +88,8 @@ def plan_staged(
     chosen = plan(pareto=True)
     if record.why_budget:
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))
+    if left := record.subject.get("weights_left"):
+        chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, left))
     if record.no_blueprint:
         note = f"the network's own code runs in the process that trains, which holds that too: {record.no_blueprint}"
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))

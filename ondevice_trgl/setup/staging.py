@@ -26,8 +26,8 @@ from ondevice_trgl.model.proof import prove
 from ondevice_trgl.model.store import aliases_of, evict, parameter_count, state_of
 from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.trace import Chain
-from ondevice_trgl.model.tuning import tuned
-from ondevice_trgl.model.weights import read_weights
+from ondevice_trgl.model.tuning import check_is_classifier, tuned
+from ondevice_trgl.model.weights import Filled
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.falsify import estimate_scale
 from ondevice_trgl.plan.fewest import check_norms
@@ -41,7 +41,7 @@ from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, FORMAT, NAMES, RECORD, WEIGHTS
 from ondevice_trgl.setup.helper import Helper, as_helper
 from ondevice_trgl.setup.requests import StageRequest
-from ondevice_trgl.workload import build_for, load_bundle
+from ondevice_trgl.workload import build_for, fill_weights, load_bundle
 
 Made = nn.Module | Callable[[], nn.Module]
 Fill = Callable[[nn.Module, Callable[[], None]], None]
@@ -241,13 +241,15 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             beside=job.beside,
         )
 
+        filled: list[Filled] = []
+
         def fill(model: nn.Module, release: Callable[[], None]) -> None:
-            assert given.weights is not None
             helper.limit.lift()  # a mapping of the file counts there as if it were memory
             try:  # known once they are read, and before the record is written
-                subject["weights_digest"] = read_weights(
-                    Path(given.weights), model, skip=given.weights_skip or (), written=release
-                )
+                filled.append(fill_weights(given, model, bundle.num_classes, release))
+                subject["weights_digest"] = filled[0].digest
+                if filled[0].why:
+                    subject["weights_left"] = filled[0].why
             finally:
                 helper.limit.set(helper.room_bytes)
 
@@ -267,6 +269,8 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             between=between,
         )
         helper.limit.set(helper.room_bytes)
+        if filled and filled[0].left:
+            check_is_classifier(chain, filled[0].left, filled[0].why)
         # tracing and proving leave kernels and threads behind: where it can, the process that plans measures
         if not (request.folder / BLUEPRINT).is_file():
             measure(chain, job.config, request.folder)

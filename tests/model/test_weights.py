@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ondevice_trgl.errors import ConfigError, UsageError
 from ondevice_trgl.model import weights
+from ondevice_trgl.model.trace import trace
+from ondevice_trgl.model.tuning import check_is_classifier
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.model.zoo import build_model
 
@@ -218,6 +220,8 @@ from pathlib import Path
 from ondevice_trgl.device.allocator import tune
 from ondevice_trgl.device.meter import meter_for
 from ondevice_trgl.model.filed import weights_in_file
+from ondevice_trgl.model.trace import trace
+from ondevice_trgl.model.tuning import check_is_classifier
 from ondevice_trgl.model.weights import read_weights
 tune("glibc")
 with weights_in_file(Path(sys.argv[2])) as filed:
@@ -242,3 +246,39 @@ def test_the_weights_are_never_in_memory_together(tmp_path: Path, format: str) -
         cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout) < 40_000_000  # of 134
+
+
+def test_a_classifier_of_other_classes_is_left_as_it_is_and_told(write: Write) -> None:
+    path, network, fresh, given = write(state(classes=5)), model(), state(0), state(classes=5)
+    filled = read_weights(path, network, classes=3)
+    assert filled.left == "classifier"
+    assert filled.why == f"classifier is for 5 classes in {path.name} and for 3 here: left as it is initialised"
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, (fresh if name.startswith("classifier") else given)[name])
+    assert filled.digest == read_weights(path, model(), skip=["classifier"]).digest
+    assert not read_weights(path, model(classes=5), classes=5).left
+
+
+@pytest.mark.parametrize("change", ["missing", "foreign", "width", "two"])
+def test_where_more_is_amiss_nothing_is_left(write: Write, change: str) -> None:
+    given = state(classes=5)
+    if change == "missing":
+        del given["classifier.bias"]
+    elif change == "foreign":
+        given["extra"] = torch.zeros(1)
+    elif change == "width":
+        given["classifier.weight"] = torch.zeros(5, 65)
+    else:
+        given["classifier.bias"] = torch.zeros(4)
+    with pytest.raises(ConfigError, match=r"classifier\.weight is "):
+        read_weights(write(given), model(), classes=3)
+
+
+def test_a_layer_that_is_left_has_to_be_the_classifier() -> None:
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
+    for apart in (True, False):
+        chain = trace(network, torch.zeros(2, 4), apart=apart)
+        check_is_classifier(chain, "4", "it is left")
+        with pytest.raises(ConfigError, match="it is left, and it is not the classifier") as caught:
+            check_is_classifier(chain, "0", "it is left")
+        assert "--weights-skip 0" in caught.value.hint
