@@ -51,6 +51,9 @@ class Workload(Checked):
     """Where dataset files are looked for first."""
     train_limit: int | None = setting(None, checks.int_from(1, optional=True))
     """Use at most this many training samples."""
+    init_gain: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
+    """Draw kernels and matrices that are trained as orthogonal ones, times this (the paper: 0.1, or 0.05 sequential);
+    None leaves the model's own initialisation. `weights` come over it."""
     weights: str | Path | None = setting(None, checks.path)
     """File that the weights start from (safetensors, or a state dict of torch.save); None draws them from the seed."""
     weights_skip: tuple[str, ...] | None = setting(None, checks.names)

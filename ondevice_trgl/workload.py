@@ -10,6 +10,7 @@ from ondevice_trgl.config import Workload
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.registry import DataBundle, load_data
 from ondevice_trgl.model.names import check_model_name, needs_channels
+from ondevice_trgl.model.resnets import orthogonal
 from ondevice_trgl.model.weights import Filled, read_weights
 from ondevice_trgl.model.zoo import build_model
 
@@ -39,7 +40,10 @@ def build_for(workload: Workload, data: DataBundle | Preprocessing, seed: int) -
     """The model with fresh weights drawn from `seed`, all of them in memory. Raises TrglError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(workload.model, num_classes=data.num_classes, in_shape=data.input_shape)
+        model = build_model(workload.model, num_classes=data.num_classes, in_shape=data.input_shape)
+        if workload.init_gain is not None:
+            orthogonal(model, workload.init_gain)
+    return model
 
 
 def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tuple[DataBundle, nn.Module]:

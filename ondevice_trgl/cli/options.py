@@ -96,6 +96,9 @@ _declare(
 )  # fmt: skip
 _declare(_P, "data_root", str, "--data-root PATH", "Where to look for dataset files first.")
 _declare(_P, "train_limit", int, "--train-limit N", "Use at most N training samples.")
+_declare(
+    _P, "init_gain", float, "--init-gain X", "Orthogonal weights, times this. (default: the model's own initialisation)"
+)
 _declare(_P, "weights", str, "--weights FILE", "Start from a state dict: safetensors, or of torch.save.")
 _declare(_P, "weights_skip", str, "--weights-skip NAME,...", "Tensors or layers that it does not fill.")
 

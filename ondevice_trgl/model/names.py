@@ -5,7 +5,8 @@ import re
 from ondevice_trgl.errors import UnknownNameError
 
 OWN = ("resnet-small", "resnet20", "resnet56", "resnet110")
-PREACT = re.compile(r"resnet-preact-([1-9]\d*)x([1-9]\d*)")
+PREACT = re.compile(r"resnet-(preact|frozen)-([1-9]\d*)(?:x([1-9]\d*))?x([1-9]\d*)")
+"""M modules of K blocks of C channels, MxKxC, or M blocks, MxC; frozen: behind a random encoder that is not trained."""
 
 # Classifiers of torchvision that take any side of 64 pixels or more unless they say otherwise. Listed here so that
 # an unknown name can be answered without importing torchvision.
@@ -24,7 +25,7 @@ _TORCHVISION = (  # noqa: SIM905
 
 
 def model_names() -> list[str]:
-    """Every name that `build_model` takes, the pattern `resnet-preact-MxC` and users' callables left out."""
+    """Every name that `build_model` takes, the patterns of PREACT and users' callables left out."""
     return sorted([*OWN, *_TORCHVISION])
 
 
@@ -34,7 +35,7 @@ def check_model_name(name: str) -> None:
         raise UnknownNameError(
             "model",
             name,
-            [*model_names(), "resnet-preact-MxC"],
+            [*model_names(), "resnet-preact-MxC", "resnet-preact-MxKxC", "resnet-frozen-MxKxC"],
             hint="M blocks of C channels: resnet-preact-10x16; your own: --model pkg.module:callable",
         )
 

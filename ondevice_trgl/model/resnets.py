@@ -44,7 +44,10 @@ class PreactBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks (each but the first halves the side), average pool, linear."""
+    """Stem, stages of blocks (each but the first halves the side), average pool, linear.
+
+    With `group`, as many blocks each are in a Sequential of their own: `blocks.0` is what one local module takes.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class ResNet(nn.Module):
         stages: tuple[tuple[int, int], ...],
         in_channels: int,
         num_classes: int,
+        *,
+        group: int = 1,
     ) -> None:
         super().__init__()
         width = stages[0][1]
@@ -63,6 +68,8 @@ class ResNet(nn.Module):
             for position in range(depth):
                 blocks.append(block(width, channels, 2 if index and not position else 1))
                 width = channels
+        if group > 1:
+            blocks = [nn.Sequential(*blocks[start : start + group]) for start in range(0, len(blocks), group)]
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(width, num_classes)
@@ -72,3 +79,33 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.pool(self.blocks(self.stem(x))).flatten(1))  # type: ignore[no-any-return]
+
+
+def frozen_stem(network: ResNet, in_channels: int) -> ResNet:
+    """`network` with a random encoder to a quarter of the side in place of its stem, which is not trained.
+
+    The setting in which greedy training stagnates on few samples (arXiv 2309.17357, section 5.4): features that are
+    good for nothing in particular, and modules that can only change them.
+    """
+    first = network.stem[0]
+    assert isinstance(first, nn.Conv2d)
+    width = first.out_channels
+    layers = [
+        nn.Conv2d(in_channels, width, 3, 2, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, 2, 1),
+        nn.ReLU(inplace=True),
+    ]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    network.stem = nn.Sequential(*layers).requires_grad_(False)
+    return network
+
+
+def orthogonal(network: nn.Module, gain: float) -> None:
+    """Draw every kernel and matrix that is trained anew: orthogonal, times `gain` (arXiv 2309.17357, appendix)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad:
+            nn.init.orthogonal_(module.weight, gain)

@@ -10,7 +10,7 @@ from torch import nn
 from ondevice_trgl._torchvision import torchvision_module
 from ondevice_trgl.errors import TrglError, UsageError
 from ondevice_trgl.model.names import PREACT, check_model_name
-from ondevice_trgl.model.resnets import BasicBlock, PreactBlock, ResNet
+from ondevice_trgl.model.resnets import BasicBlock, PreactBlock, ResNet, frozen_stem
 
 _OWN = {
     "resnet-small": (BasicBlock, ((2, 16), (2, 32), (2, 64))),
@@ -33,7 +33,9 @@ def build_model(name: str, *, num_classes: int, in_shape: tuple[int, ...]) -> nn
         block, stages = _OWN[name]
         return ResNet(block, stages, in_shape[0], num_classes)
     if match := PREACT.fullmatch(name):
-        return ResNet(PreactBlock, ((int(match[1]), int(match[2])),), in_shape[0], num_classes)
+        modules, blocks, channels = int(match[2]), int(match[3] or 1), int(match[4])
+        network = ResNet(PreactBlock, ((modules * blocks, channels),), in_shape[0], num_classes, group=blocks)
+        return frozen_stem(network, in_shape[0]) if match[1] == "frozen" else network
     arguments: dict[str, object] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": False, "init_weights": True}

@@ -17,7 +17,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     flags = {
         "model": "resnet18", "data": "csv:t.csv", "image_size": 16, "orientation": "stored", "data_root": "d",
         "train_limit": 9,
-        "weights": "w.pt", "weights_skip": "fc, head.weight",
+        "weights": "w.pt", "init_gain": 0.1, "weights_skip": "fc, head.weight",
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "multiplier",
         "multiplier_start": 2.0, "multiplier_rate": 0.5, "multiplier_every": 7, "tau_depth": "constant",
         "classifier_epochs": 7, "freeze_until": "layer3", "freeze_norms": True, "train": "norm",

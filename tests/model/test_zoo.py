@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ondevice_trgl.errors import DataError, UnknownNameError, UsageError
+from ondevice_trgl.config import Workload
+from ondevice_trgl.data.preprocessing import Preprocessing
+from ondevice_trgl.errors import ConfigError, DataError, UnknownNameError, UsageError
 from ondevice_trgl.model.names import check_model_name, model_names, needs_channels
 from ondevice_trgl.model.zoo import build_model
+from ondevice_trgl.workload import build_for
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,33 @@ def test_a_users_module_that_is_not_there_is_a_usage_error() -> None:
 def test_errors_of_this_package_pass_through(own_module: str) -> None:
     with pytest.raises(DataError, match="as it is"):
         build_model(f"{own_module}:ours", num_classes=3, in_shape=(7,))
+
+
+def test_modules_of_several_blocks_have_a_name_of_their_own() -> None:
+    model = build_model("resnet-preact-3x2x4", num_classes=3, in_shape=(1, 8, 8))
+    assert [len([*group.children()]) for group in model.get_submodule("blocks").children()] == [2, 2, 2]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    for name in ("resnet-preact-3x0x4", "resnet-frozen-3", "resnet-preact-1x2x3x4"):
+        with pytest.raises(UnknownNameError):
+            check_model_name(name)
+
+
+def test_the_frozen_encoder_comes_to_a_quarter_of_the_side_and_is_not_trained() -> None:
+    model = build_model("resnet-frozen-2x1x16", num_classes=3, in_shape=(1, 28, 28))
+    stem = model.get_submodule("stem")
+    assert stem(torch.randn(2, 1, 28, 28)).shape == (2, 16, 7, 7)
+    assert not any(parameter.requires_grad for parameter in stem.parameters())
+    assert all(parameter.requires_grad for parameter in model.get_submodule("blocks").parameters())
+
+
+def test_orthogonal_weights_have_the_gain_and_spare_what_is_frozen() -> None:
+    shape = Preprocessing(tuple("abc"), (1, 28, 28))
+    plain, drawn = (
+        build_for(Workload(model="resnet-frozen-2x1x16", init_gain=gain), shape, 0) for gain in (None, 0.05)
+    )
+    kernel = drawn.get_submodule("blocks.0.conv1").get_parameter("weight").flatten(1)
+    torch.testing.assert_close(kernel @ kernel.t(), 0.05**2 * torch.eye(16), rtol=1e-4, atol=1e-6)
+    stems = [model.get_submodule("stem").state_dict() for model in (plain, drawn)]
+    assert all(torch.equal(stems[0][name], stems[1][name]) for name in stems[0])
+    with pytest.raises(ConfigError, match="init_gain = 0"):
+        Workload(init_gain=0)

