@@ -6,6 +6,7 @@ the module-wise run, and the same lean update, so that the comparison is with th
 one JSON request on stdin and prints one JSON answer.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def measure_baselines(
     if reason:
         skipped = BaselineReport(status="skipped", batch_size=batch, micro_batch_size=batch, reason=reason)
         return dict.fromkeys(BASELINES, skipped)
+    # as many epochs as the run's modules have in the mean
+    epochs = config.mean_epochs(plan.num_trained) if plan.num_trained else config.own_epochs
+    config = dataclasses.replace(config, epochs=epochs, epochs_rule="constant", warm_heads=0)
     found: dict[str, BaselineReport] = {}
     for name in BASELINES:
         full = wanted == "full" and all(one.epochs is None for one in found.values())

@@ -1,16 +1,12 @@
-"""What to train and how: two frozen records, read from flags, a TOML file, a profile and defaults.
+"""What to train and how: two frozen records; see `resolved` for where their values come from.
 
 `Workload` says what (model, data); `TrainConfig` says how. A caller who brings a model and a dataset of their own
 needs `TrainConfig` alone. Every fault is reported, not only the first.
 """
 
-import difflib
 import math
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ondevice_trgl import checks
 from ondevice_trgl.checks import Checked, setting
@@ -32,6 +28,7 @@ IN_FILES = ("folder", "csv")
 """Kinds of data that are picture files, named by a path: `folder:PATH`."""
 ORIENTATIONS = ("exif", "stored")
 BASELINES = ("auto", "measure", "full", "skip")
+EPOCHS_RULES = ("constant", "deeper", "paper")
 TRAINS = ("all", "last", "norm", "bias")
 
 
@@ -106,6 +103,12 @@ class TrainConfig(Checked):
     classifier_epochs: int | None = setting(None, checks.int_from(1, optional=True))
     """Those of the network's own classifier, which is trained on what the modules put out, and is cheap; None is ten
     times `epochs`: one layer on features that stay as they are needs more steps than a head that learns with them."""
+    epochs_rule: str = setting("constant", checks.one_of(*EPOCHS_RULES))
+    """constant: `epochs` for every module; deeper: 2k / (K + 1) times as many for module k of K, `epochs` in the mean,
+    one at least; paper: 50 + 10k in the sequential schedule, 10 + 2k a lap in multi-lap, and `epochs` is not asked."""
+    warm_heads: int = setting(0, checks.int_from(0))
+    """Epochs that come first, in the first lap: the auxiliary head of a module trains alone, at the learning rate that
+    its schedule begins with, on what the module puts out in eval mode. For modules with pretrained weights."""
     tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off", "multiplier")))
     """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy.
 
@@ -168,8 +171,25 @@ class TrainConfig(Checked):
         for name in ("multiplier_start", "multiplier_rate", "multiplier_every"):
             if self.tau != "multiplier" and (value := getattr(self, name)) != DEFAULTS[name]:
                 faults.append(f"{name} = {value}: there is no multiplier; set tau = 'multiplier'")
+        faults += self._epoch_faults()
         if faults:
             raise ConfigError(faults, source=type(self).__name__)
+
+    def _epoch_faults(self) -> list[str]:
+        faults = []
+        if self.epochs_rule == "paper" and self.epochs != DEFAULTS["epochs"]:
+            faults.append(f"epochs = {self.epochs}: epochs_rule = 'paper' has its own; leave one of the two out")
+        if self.schedule == "parallel":
+            together = {"epochs_rule": self.epochs_rule, "warm_heads": self.warm_heads}
+            faults += [
+                f"{name} = {value!r}: in the parallel schedule all modules train side by side"
+                for name, value in together.items()
+                if value != DEFAULTS[name]
+            ]
+        if self.warm_heads and (self.modules == 1 or self.train == "last"):
+            which = "modules = 1" if self.modules == 1 else "train = 'last'"
+            faults.append(f"warm_heads = {self.warm_heads}: with {which} there are no auxiliary heads")
+        return faults
 
     @property
     def budget_bytes(self) -> int | None:
@@ -189,8 +209,23 @@ class TrainConfig(Checked):
 
     @property
     def own_epochs(self) -> int:
-        """Epochs of the network's own classifier in each lap."""
-        return 10 * self.epochs if self.classifier_epochs is None else self.classifier_epochs
+        """Epochs of the network's own classifier in each lap; with the paper's rule as many as the first module has."""
+        usual = self.epochs_of(0, 1) if self.epochs_rule == "paper" else 10 * self.epochs
+        return usual if self.classifier_epochs is None else self.classifier_epochs
+
+    def epochs_of(self, index: int, modules: int) -> int:
+        """Epochs in each lap of module `index` (from 0) of `modules` that train, the own classifier not counted."""
+        if self.epochs_rule == "paper":
+            return 50 + 10 * (index + 1) if self.schedule == "sequential" else 10 + 2 * (index + 1)
+        if self.epochs_rule == "constant":
+            return self.epochs
+        before, behind = (self.epochs * k * (k + 1) / (modules + 1) for k in (index, index + 1))
+        return max(1, round(behind) - round(before))
+
+    def mean_epochs(self, modules: int) -> int:
+        """Epochs of `modules` in the mean, in each lap."""
+        modules = max(1, modules)
+        return max(1, round(sum(self.epochs_of(k, modules) for k in range(modules)) / modules))
 
     @property
     def has_transport(self) -> bool:
@@ -221,62 +256,3 @@ class TrainConfig(Checked):
 
 DEFAULTS = {f.name: f.default for record in (Workload, TrainConfig) for f in fields(record)}
 """Every setting, with what holds where nobody says otherwise."""
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Workload and configuration with the place that each value came from: flag, config, profile or default."""
-
-    workload: Workload
-    config: TrainConfig
-    origins: Mapping[str, str]
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The flat table of settings in a TOML file. Raises ConfigError where it is absent or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError([f"cannot read {path}: {error.strerror}"], hint="check the path given to --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from None
-
-
-def resolve(
-    flags: Mapping[str, Any],
-    *,
-    file: Mapping[str, Any] | None = None,
-    file_name: str = "config file",
-    profile: Mapping[str, Any] | None = None,
-) -> Resolved:
-    """Flag over config file over profile over default; None means "not given". Raises ConfigError with every fault.
-
-    Keys are field names of Workload and TrainConfig, with `-` or `_`.
-    """
-    known = {f.name: (cls, f) for cls in (Workload, TrainConfig) for f in fields(cls)}
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(known, "default")
-    faults: list[str] = []
-    for origin, given in (("profile", profile or {}), (file_name, file or {}), ("flag", flags)):
-        for written, value in given.items():
-            name = written.replace("-", "_")
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                faults.append(f"{written}: no such setting" + (f"; did you mean {near[0]!r}?" if near else ""))
-            elif value is not None:
-                values[name], origins[name] = value, origin
-    faults += [
-        f"{fault} (from {origins[name]})"
-        for name, value in values.items()
-        if (fault := checks.fault_of(known[name][1], value)) is not None
-    ]
-    if faults:
-        raise ConfigError(faults, hint="`trgl-device train --help` lists every setting")
-    parts = {
-        cls: cls(**{name: value for name, value in values.items() if known[name][0] is cls})
-        for cls in (Workload, TrainConfig)
-    }
-    workload, config = parts[Workload], parts[TrainConfig]
-    assert isinstance(workload, Workload) and isinstance(config, TrainConfig)
-    return Resolved(workload, config, origins)

@@ -291,7 +291,7 @@ def test_what_is_trained_to_the_end_is_what_fits(
         return BaselineReport(status=status, batch_size=8, micro_batch_size=8, epochs=5 if done else None)
 
     monkeypatch.setattr(baseline, "measure_baseline", measured)
-    plan = cast(Plan, SimpleNamespace(batch_size=8, end_to_end_bytes=10**18))
+    plan = cast(Plan, SimpleNamespace(batch_size=8, end_to_end_bytes=10**18, num_trained=2))
     found = baseline.measure_baselines(WORKLOAD, CONFIG, plan, wanted="full", scratch_dir=tmp_path, allocator="system")
     assert asked == trained
     assert found["e2e"].status == ("measured" if fits else "did_not_fit")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice_trgl.config import IN_FILES, TrainConfig, Workload, read_toml, resolve
+from ondevice_trgl.config import IN_FILES, TrainConfig, Workload
 from ondevice_trgl.data.pictures import pictures_named
 from ondevice_trgl.errors import ConfigError, DataError
+from ondevice_trgl.resolved import read_toml, resolve
 
 
 def test_defaults_are_valid_and_json_ready() -> None:

@@ -25,6 +25,7 @@ ROOMS = (
     "buffers",
     "checks",
     "config",
+    "resolved",
     "report.model",
     "device",
     "data",

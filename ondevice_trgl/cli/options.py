@@ -108,6 +108,7 @@ _declare(_P, "freeze_norms", bool, "--freeze-norms", "BatchNorms keep their stat
 _declare(
     _P, "train", str, "--train", "What trains, auxiliary heads aside; last: the classifier.", choices=config.TRAINS
 )
+_declare(_P, "warm_heads", int, "--warm-heads N", "Epochs in which auxiliary heads train alone, before the modules.")
 
 _P = "Method"
 _declare(
@@ -118,6 +119,10 @@ _declare(
     "Epochs of the network's own classifier. (default: ten times)",
 )
 _declare(_P, "epochs", int, "--epochs N", "Epochs of each module in each lap.")
+_declare(
+    _P, "epochs_rule", str, "--epochs-rule", "Epochs by depth: all alike, deeper modules more, or as published.",
+    choices=config.EPOCHS_RULES,
+)  # fmt: skip
 _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
 _declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's epochs.", choices=config.LR_SCHEDULES)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ondevice_trgl.config import DEFAULTS, IN_FILES, Resolved, Workload, read_toml, resolve
+from ondevice_trgl.config import DEFAULTS, IN_FILES, Workload
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.report.table import Line, Span, make_table, table_lines
+from ondevice_trgl.resolved import Resolved, read_toml, resolve
 from ondevice_trgl.units import format_size
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.pareto import Choice
 from ondevice_trgl.units import format_size
@@ -73,6 +74,17 @@ class Plan:
     """Of each rung of `ladders`, in the same order; () in plans from before there were any."""
     pareto: tuple[Choice, ...] = ()
     """The choices that no other beats in predicted bytes, seconds an epoch and disk bytes."""
+
+    @property
+    def num_trained(self) -> int:
+        """Modules without those of the frozen front, and without the classifier."""
+        return self.num_modules - self.passed
+
+    def epochs(self, config: TrainConfig, index: int) -> int:
+        """That module `index` trains in each lap; the network's own classifier, where it is apart, has others."""
+        if self.classifier and index == self.num_parts - 1:
+            return config.own_epochs
+        return config.epochs_of(max(0, index - self.passed), self.num_trained)
 
     def summary(self) -> str:
         """A few lines for people: what was chosen, why, and the predicted peak of each module."""

@@ -222,7 +222,9 @@ class Planner:
         if known is None or known.step_seconds is None or known.sweep_seconds is None:
             return None
         steps = self.train_rows // self.batch * (self.batch // level.micro)
-        return steps * known.step_seconds + -(-self.rows // level.micro) * known.sweep_seconds / self.config.epochs
+        return steps * known.step_seconds + -(
+            -self.rows // level.micro
+        ) * known.sweep_seconds / self.config.mean_epochs(1)
 
     def _groupings(self, level: Level) -> Iterator[tuple[int, ...]]:
         """Bounds of what was asked for; behind several modules, or one, the classifier comes as one of its own."""

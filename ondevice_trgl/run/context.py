@@ -74,9 +74,13 @@ class Context:
         return buffer_for(rung.micro_batch_size, self.partition.modules[index].in_shape, self.dtype(index))
 
     def epochs(self, index: int) -> int:
-        """Of module `index` in each lap; the network's own classifier, where it is one of its own, has others."""
-        is_own = self.plan.classifier and index == len(self.heads) - 1
-        return self.config.own_epochs if is_own else self.config.epochs
+        """Of module `index` in each lap, `warm_epochs` aside; the network's own classifier has others."""
+        return self.plan.epochs(self.config, index)
+
+    def warm_epochs(self, index: int, lap: int) -> int:
+        """In which the head of module `index` trains alone, before the two train together."""
+        has_both = self.heads[index] is not None and not self.partition.modules[index].frozen
+        return self.config.warm_heads if has_both and lap == 0 else 0
 
     def dtype(self, index: int) -> torch.dtype:
         """Of the input of module `index`."""

@@ -115,7 +115,7 @@ class Evaluation:
         budget.attempt(lambda: self.store.load(index, module, head, self.device), f"loading module {index}")
         objective = Objective(module, head, tau=None, transport="", transport_norm="", label_smoothing=0.0)
         progress = Progress(
-            run_dir=self.folder, budget_bytes=budget.bytes, laps=1, num_modules=index + 1, epochs=1, steps=1,
+            run_dir=self.folder, budget_bytes=budget.bytes, laps=1, num_modules=index + 1, lengths=(1,), steps=1,
             callbacks=(),
         )  # fmt: skip
         return sweep(

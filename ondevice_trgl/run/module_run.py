@@ -40,6 +40,7 @@ class ModuleRun:
             frozen=self.module.frozen,
             passed=self.module.passed,
         )
+        self.warm = context.warm_epochs(index, lap)
         begun = self.position.epoch or self.position.step
         self.multiplier = Multiplier.of(context.config, self.measured.multiplier if begun else None)
         self.stepper = stepper_of(context, index, self.position, self.multiplier, lowest=lowest, pressed=pressed)
@@ -57,7 +58,10 @@ class ModuleRun:
         random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
         if "rng" in random:
             torch.set_rng_state(random["rng"])
-        for epoch in range(self.position.epoch, self.context.epochs(self.index)):
+        for epoch in range(self.position.epoch, self.warm + self.context.epochs(self.index)):
+            if self.stepper.objective.warming != (epoch < self.warm):
+                self.stepper.objective.warming = epoch < self.warm
+                self.stepper.objective.train_mode(True)
             self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0)
         self.measured.cache_read_bytes += self.context.boundaries.traffic()[0]
 
@@ -102,7 +106,7 @@ class ModuleRun:
         progress.tally.add(tally)
         progress.step += 1
         self.measured.epochs_done += 1.0 / progress.steps
-        if self.measured.multiplier is not None:
+        if self.measured.multiplier is not None and progress.epoch >= self.warm:
             self._move(tally)
         progress.call("on_step_end")
         if (peak := self.note_peak()) > self.context.budget.bytes:
@@ -120,7 +124,9 @@ class ModuleRun:
         """The multiplier, behind the step that `tally` is of."""
         assert self.multiplier is not None
         progress = self.context.progress
-        self.multiplier.after(progress.epoch * progress.steps + progress.step, tally.task_loss / tally.samples)
+        self.multiplier.after(
+            (progress.epoch - self.warm) * progress.steps + progress.step, tally.task_loss / tally.samples
+        )
         self.measured.multiplier = self.multiplier.value
 
     def _checkpoint(self) -> None:
@@ -183,5 +189,5 @@ class ModuleRun:
 
     def _lr(self) -> float:
         progress = self.context.progress
-        done = (progress.epoch * progress.steps + progress.step) / (progress.module_epochs * progress.steps)
-        return self.context.config.learning_rate_at(done)
+        done = max(0, (progress.epoch - self.warm) * progress.steps + progress.step)
+        return self.context.config.learning_rate_at(done / (self.context.epochs(self.index) * progress.steps))

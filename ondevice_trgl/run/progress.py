@@ -18,11 +18,10 @@ class Progress:
     budget_bytes: int
     laps: int
     num_modules: int
-    epochs: int
+    lengths: Sequence[float]
+    """Of what is trained one after another in a lap, against each other."""
     steps: int
     callbacks: Sequence[Callback]
-    stages: int = 1
-    """That are about equally long, in a lap: what is trained one after another."""
     stage: int = 0
     together: bool = False
     """Whether all modules make their steps side by side at present (parallel schedule)."""
@@ -41,7 +40,7 @@ class Progress:
     tally: Tally = field(default_factory=Tally)
     pause: threading.Event = field(default_factory=threading.Event)
     _started: float = field(default_factory=time.perf_counter)
-    _first_step: int | None = None
+    _first_step: float | None = None
     _mark: tuple[float, int] | None = None
 
     def enter(self, phase: str, steps: int) -> None:
@@ -97,9 +96,9 @@ class Progress:
     def _seconds_left(self) -> float | None:
         own = self.epoch * self.steps
         own += self.step if self.phase == "train" else self.steps if self.phase in ("validate", "cache") else 0
-        done = (self.lap * self.stages + self.stage) * self.epochs * self.steps
-        done += own * self.epochs // self.module_epochs
-        total = self.laps * self.stages * self.epochs * self.steps
+        lap, before = sum(self.lengths), sum(self.lengths[: self.stage])
+        done = (self.lap * lap + before) * self.steps + own * self.lengths[self.stage] / self.module_epochs
+        total = self.laps * lap * self.steps
         if self._first_step is None:
             self._first_step, self._started = done, time.perf_counter()
             return None

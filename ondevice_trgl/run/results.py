@@ -77,9 +77,10 @@ def make_report(
     """
     peaks = [peak for peak in (peak_outside, *(m.measured_peak_bytes for m in measured)) if peak]
     cache_dir = Path(config.cache_dir) if config.cache_dir else run_dir / "cache" if run_dir else None
-    epochs = [_epochs(m, config) for m in measured]
+    mean = config.mean_epochs(plan.num_trained)
+    epochs = [_epochs(m, mean * config.laps) for m in measured]
     if plan.classifier:  # its epochs in one of the modules' are part of what that takes
-        epochs[-1] *= config.epochs / config.own_epochs if not measured[-1].frozen else 1.0
+        epochs[-1] *= mean / config.own_epochs if not measured[-1].frozen else 1.0
     rows = tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured))
     return Report(
         status=status,
@@ -119,10 +120,10 @@ def make_report(
     )
 
 
-def _epochs(measured: Measured, config: TrainConfig) -> float:
+def _epochs(measured: Measured, usual: int) -> float:
     """Behind the module; a frozen one without a head has none, and its sweep, one a lap, is spread over all."""
     passed_over = measured.frozen and measured.is_done and not measured.epochs_done
-    return float(config.epochs * config.laps) if passed_over else measured.epochs_done
+    return float(usual) if passed_over else measured.epochs_done
 
 
 def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> ModuleReport:

@@ -57,8 +57,8 @@ class Scheduler:
     def _train(self, lap: int, index: int) -> None:
         context, progress, budget = self.context, self.context.progress, self.context.budget
         progress.module, progress.module_name = index, context.partition.modules[index].label
-        progress.stage = min(index, progress.stages - 1)
-        progress.module_epochs = context.epochs(index)
+        progress.stage = min(index, len(progress.lengths) - 1)
+        progress.module_epochs = context.warm_epochs(index, lap) + context.epochs(index)
         progress.enter("load", 0)
         self.peak_outside = max(self.peak_outside, budget.note_peak())
         if budget.has_changed(larger=True):

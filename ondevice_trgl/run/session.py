@@ -120,12 +120,20 @@ class Session:
             budget_bytes=p.plan.budget_bytes,
             laps=p.config.laps,
             num_modules=p.plan.num_parts,
-            epochs=p.config.epochs,
+            lengths=self._lengths(),
             steps=len(self.data["train"].labels) // p.plan.batch_size,
             callbacks=self.callbacks,
-            stages=1 + p.plan.classifier if p.config.schedule == "parallel" else p.plan.num_parts,
             pause=self.pause,
         )
+
+    def _lengths(self) -> tuple[float, ...]:
+        """Of what is trained one after another in a lap; the classifier is taken for as long as a module."""
+        plan, config = self.opened.plan, self.opened.config
+        mean = float(config.mean_epochs(plan.num_trained))
+        modules = [mean] if config.schedule == "parallel" else [1.0] * plan.passed
+        if config.schedule != "parallel":
+            modules += [float(plan.epochs(config, k)) for k in range(plan.passed, plan.num_modules)]
+        return (*modules, mean) if plan.classifier else tuple(modules)
 
     def _report(self, scheduler: Scheduler, seconds_before: float, status: str, message: str = "") -> Report:
         p = self.opened

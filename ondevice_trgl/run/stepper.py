@@ -191,11 +191,12 @@ class Stepper:
         self._change(cause, rung_within(below, min(self._budget.room, int(_NOTABLY_LESS * self.rung.peak_bytes))))
 
     def _change(self, cause: str, rung: Rung) -> None:
-        before = self.rung
+        before, warming = self.rung, self.objective.warming
         del self.objective
         self._buffer = None
         self._budget.make_room()
         self._take(rung)
+        self.objective.warming = warming
         self.objective.train_mode(True)
         self._hold()
         self._notify(Pressure(cause, str(before), str(rung)), rung)

@@ -290,7 +290,7 @@ def _sweep_once(
     stepper: Stepper, boundaries: Boundaries, module: LocalModule, device: torch.device, budget: Budget, *, write: bool
 ) -> None:
     progress = Progress(
-        run_dir=Path(), budget_bytes=budget.bytes, laps=1, num_modules=1, epochs=1, steps=1, callbacks=()
+        run_dir=Path(), budget_bytes=budget.bytes, laps=1, num_modules=1, lengths=(1,), steps=1, callbacks=()
     )
     sweep(stepper.objective, stepper.buffer, boundaries, progress, module, device, budget, write=write)
 

@@ -75,6 +75,8 @@ class Objective:
     ) -> None:
         self.module, self.head = module, head
         self.frozen = module.frozen
+        self.warming = False
+        """Whether the module is, for now, passed through as a frozen one is, its head training alone."""
         self._multiplier = multiplier
         self._fixed = 0.0 if tau is None else 0.5 / tau
         self.label_smoothing = label_smoothing
@@ -109,7 +111,7 @@ class Objective:
 
     def train_mode(self, training: bool) -> None:
         for part in (self.module, *self._parts):
-            part.train(training and not self.frozen)
+            part.train(training and not self.frozen and not self.warming)
         if self.head is not None:
             self.head.train(training)
 
@@ -118,7 +120,10 @@ class Objective:
 
         `onward` is given what the module puts out for z, which it must copy.
         """
-        out, transport = self._forward(z) if self.measures_transport else (self._forward(z), None)
+        if self.warming:
+            out, transport = self._without_gradients(z), None
+        else:
+            out, transport = self._forward(z) if self.measures_transport else (self._forward(z), None)
         if onward is not None:
             onward(out.detach())
         logits = out if self.head is None else self.head(out)

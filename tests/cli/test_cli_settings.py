@@ -21,6 +21,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "multiplier",
         "multiplier_start": 2.0, "multiplier_rate": 0.5, "multiplier_every": 7, "tau_depth": "constant",
         "classifier_epochs": 7, "freeze_until": "layer3", "freeze_norms": True, "train": "norm",
+        "warm_heads": 2, "epochs_rule": "deeper",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "constant",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",

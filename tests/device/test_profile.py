@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ondevice_trgl.config import resolve
 from ondevice_trgl.device import profile
 from ondevice_trgl.device.profile import detect, load_profile, profile_names, settings
 from ondevice_trgl.errors import ConfigError, UnknownNameError
+from ondevice_trgl.resolved import resolve
 
 GOOD = """
 title = "A board"

@@ -159,6 +159,17 @@ def test_first_memory_is_given_back_then_the_next_rung_that_takes_notably_less_i
     assert "can't allocate memory" in scene.told[0].cause
 
 
+def test_a_module_whose_head_is_being_warmed_stays_as_it_is_on_a_lower_rung(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, LADDER[0], refuses=lambda rung, call: rung.micro_batch_size == 8)
+    before = {name: tensor.clone() for name, tensor in scene.module.state_dict().items()}
+    scene.stepper.objective.warming = True
+    scene.stepper.objective.train_mode(True)
+    scene.step(0)
+    assert scene.stepper.rung == LADDER[2]
+    assert scene.stepper.objective.warming
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scene.module.state_dict().items())
+
+
 def test_below_the_last_rung_there_is_an_error_and_everything_is_as_before(tmp_path: Path) -> None:
     scene = Scene(tmp_path, LADDER[3], refuses=lambda rung, call: call > 2)
     scene.step(0)

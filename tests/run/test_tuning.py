@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ondevice_trgl import Report, TrainConfig
+from ondevice_trgl import Callback, Report, RunState, TrainConfig
 from ondevice_trgl.errors import ConfigError, PartitionError, UsageError
 from ondevice_trgl.export import export_run
 from ondevice_trgl.report.html import to_html
@@ -156,3 +156,83 @@ def test_settings_that_are_none() -> None:
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=f"{name} = "):
             TrainConfig(**{name: value})
+
+
+class Watch(Callback):
+    """What each epoch began with: (module, epoch, whether the module's own weights moved since the one before)."""
+
+    def __init__(self, model: Net) -> None:
+        self.model, self.before, self.seen = model, torch.zeros(0), list[tuple[int, int, bool]]()
+
+    def on_step_end(self, run: RunState) -> None:
+        layer = self.model.blocks[run.module] if run.module < 3 else self.model.classifier
+        now = torch.cat([p.detach().flatten() for p in layer.state_dict().values()]).double()
+        if run.step > 1:
+            self.seen.append((run.module, run.epoch, not torch.equal(now, self.before)))
+        self.before = now
+
+
+def test_heads_train_alone_first(fit: Fit) -> None:
+    model = net()
+    watch = Watch(model)
+    report = fit("run", model=model, warm_heads=1, callbacks=[watch])
+    still = {(module, epoch) for module, epoch, moves in watch.seen if not moves}
+    assert still == {(0, 0), (1, 0), (2, 0)}  # statistics of norms stay too; the classifier has no head to wait for
+    assert {epoch for module, epoch, _ in watch.seen if module == 1} == {0, 1, 2}
+    assert {epoch for module, epoch, _ in watch.seen if module == 3} == {0, 1}
+    assert report.modules[0].transport_cost
+    fit("plain")
+    assert fit.weights("run") != fit.weights("plain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [({}, 2), ({"schedule": "multi-lap", "laps": 2}, 3), ({"tau": "multiplier", "multiplier_every": 2}, 5)],
+)
+def test_a_run_paused_among_its_warm_epochs_resumes_bit_for_bit(fit: Fit, settings: dict[str, Any], step: int) -> None:
+    whole = fit("whole", warm_heads=2, **settings)
+    fit("part", warm_heads=2, callbacks=[At("on_step_end", step, lambda run: run.request_pause())], **settings)
+    part = fit("part", resume=True, warm_heads=2, **settings)
+    assert fit.weights("part") == fit.weights("whole")
+    assert [module.multiplier for module in part.modules] == [module.multiplier for module in whole.modules]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"modules": 1}, "warm_heads = 2: with modules = 1 there are no auxiliary heads"),
+        ({"train": "last"}, "warm_heads = 2: with train = 'last' there are no auxiliary heads"),
+        ({"schedule": "parallel"}, "warm_heads = 2: in the parallel schedule all modules train side by side"),
+    ],
+)
+def test_heads_that_cannot_be_warmed(settings: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(warm_heads=2, **settings)
+    assert list(caught.value.faults) == [fault]
+
+
+def test_epochs_by_depth(fit: Fit) -> None:
+    def epochs(count: int, **settings: Any) -> list[int]:
+        chosen = TrainConfig(**settings)
+        return [chosen.epochs_of(k, count) for k in range(count)]
+
+    assert epochs(4, epochs=5, epochs_rule="deeper") == [2, 4, 6, 8]
+    assert sum(epochs(7, epochs=9, epochs_rule="deeper")) == 7 * 9
+    assert epochs(10, epochs=1, epochs_rule="deeper")[0] == 1
+    assert epochs(3, epochs_rule="paper") == [60, 70, 80]
+    assert epochs(3, epochs_rule="paper", schedule="multi-lap", laps=5) == [12, 14, 16]
+    assert TrainConfig(epochs_rule="paper").own_epochs == 60
+    with pytest.raises(ConfigError, match="epochs = 9: epochs_rule = 'paper' has its own"):
+        TrainConfig(epochs=9, epochs_rule="paper")
+    with pytest.raises(ConfigError, match="epochs_rule = 'deeper': in the parallel schedule"):
+        TrainConfig(epochs_rule="deeper", schedule="parallel")
+    left: list[tuple[int, int, float | None]] = []
+
+    class Left(Callback):
+        def on_step_end(self, run: RunState) -> None:
+            left.append((run.module, run.epochs, run.seconds_left))
+
+    report = fit("run", epochs=4, epochs_rule="deeper", callbacks=[Left()])
+    assert {module: count for module, count, _ in left} == {0: 2, 1: 4, 2: 6, 3: 4}
+    assert left[-1][2] == pytest.approx(0.0, abs=1e-9)
+    assert report.seconds.per_epoch is not None
