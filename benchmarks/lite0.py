@@ -12,7 +12,7 @@ def make(num_classes: int) -> nn.Module:
     """The network with random weights."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", override_params={"num_classes": num_classes})
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
     for module in network.modules():
         for name, child in module.named_children():
             if type(child).__name__ == "Identity":  # a class of that package's own, of which a blueprint knows nothing
