@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ondevice_trgl.model.inplace import changes_its_input, overwritten
 from ondevice_trgl.model.partition import LocalModule, PlainGraphModule
 from ondevice_trgl.model.residual import Residual
+from ondevice_trgl.trgl.moved import moved, share_of, start
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -37,20 +38,28 @@ class _MeanSquare(torch.autograd.Function):
         return difference, minus
 
 
-class _BranchOfSum(torch.autograd.Function):
-    """mean(r^2) for out = shortcut + r; keeps shortcut and out, which the network keeps anyway, not r."""
+class _Sum(torch.autograd.Function):
+    """(shortcut + r, mean(r^2)); keeps shortcut and sum, which the network keeps anyway, not r.
+
+    The gradient of the cost is added on the way from the sum to r: no tensor of its own, and one pass over memory less.
+    """
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, shortcut: Tensor, out: Tensor) -> Tensor:
+    def forward(ctx: Any, r: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        out = shortcut + r
         ctx.save_for_backward(shortcut, out)
-        return r.reshape(-1).dot(r.reshape(-1)) / r.numel()
+        return out, r.reshape(-1).dot(r.reshape(-1)) / r.numel()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        grad, grad_cost = grads
+        if grad_cost is None:
+            return grad, grad
         shortcut, out = ctx.saved_tensors
-        difference = out - shortcut
-        difference *= 2.0 * grads[0] / difference.numel()
-        return difference, None, None
+        scale = share_of(grad_cost, out)
+        total = out * scale if grad is None else torch.add(grad, out, alpha=scale)
+        return total.sub_(shortcut, alpha=scale), grad
 
 
 def square_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
@@ -67,9 +76,9 @@ def square(r: Tensor) -> Tensor:
     return result
 
 
-def square_of_branch(r: Tensor, shortcut: Tensor, out: Tensor) -> Tensor:
-    """mean(r^2) for out = shortcut + r; keeps shortcut and out in place of r."""
-    result: Tensor = _BranchOfSum.apply(r, shortcut.detach(), out.detach())  # type: ignore[no-untyped-call]
+def sum_with_square(r: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
+    """(shortcut + r, mean(r^2)); keeps shortcut and sum in place of r."""
+    result: tuple[Tensor, Tensor] = _Sum.apply(r, shortcut)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -120,7 +129,7 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> PlainGraphModul
     graph.graph_copy(module.graph, copies)
     terms: list[fx.Node] = []
 
-    def add_term(function: Any, *operands: fx.Node, shape: tuple[int, ...]) -> None:
+    def add_term(function: Any, *operands: fx.Node | int, shape: tuple[int, ...]) -> None:
         term = graph.call_function(function, operands)
         if norm == "sum":
             with graph.inserting_after(term):
@@ -133,8 +142,7 @@ def with_transport(module: LocalModule, kind: str, norm: str) -> PlainGraphModul
     else:
         for node in graph.nodes:
             _plain(node)
-        for into, out in _stretches(module):
-            _add_displacement(module, graph, copies[into], copies[out], tuple(out.meta["shape"][1:]), add_term)
+        _add_displacements(module, graph, copies, add_term)
     result = copies_of_output(module.graph, copies)
     if terms:
         total = terms[0]
@@ -172,21 +180,83 @@ def _add_branch(
             kept = graph.call_method("clone", (branch,)) if overwritten(branch, modules) else branch
             add_term(square, kept, shape=shape)
         return
-    with graph.inserting_after(add):
-        add_term(square_of_branch, branch, shortcut, add, shape=shape)
+    with graph.inserting_before(add):
+        both = graph.call_function(sum_with_square, (branch, shortcut))
+        out = graph.call_function(operator.getitem, (both, 0))
+        add_term(operator.getitem, both, 1, shape=shape)
+    add.replace_all_uses_with(out)
+    graph.erase_node(add)
+    copies[residual.add] = out
 
 
-def _add_displacement(
-    module: LocalModule, graph: fx.Graph, into: fx.Node, out: fx.Node, shape: tuple[int, ...], add_term: Any
-) -> None:
+def _add_displacements(module: LocalModule, graph: fx.Graph, copies: dict[fx.Node, fx.Node], add_term: Any) -> None:
+    """Of every stretch; `copies` then leads to what the network goes on with."""
     modules = dict(module.named_modules())
-    before, behind = into, out
-    if overwritten(into, modules):
-        with graph.inserting_after(into):
-            before = graph.call_method("clone", (into,))
-    if overwritten(out, modules):
-        with graph.inserting_after(out):
-            behind = graph.call_method("clone", (out,))
+    placed: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+    """Original node -> its activation and link in `graph`."""
+    plain = {residual.add: residual for residual in module.branches}
+    lost = {node for stretch in _stretches(module) for node in stretch if overwritten(copies[node], modules)}
+    for into, out in _stretches(module):
+        shape = tuple(out.meta["shape"][1:])
+        if (
+            out in plain and _source(plain[out].shortcut, modules) is into
+        ):  # what moved it is the branch, and nothing else
+            _add_branch(module, graph, copies, plain[out], add_term)
+            continue
+        if into in lost or out in lost or out in placed:
+            _add_difference(graph, copies[into], copies[out], lost, (into, out), shape, add_term)
+            continue
+        if into not in placed:
+            (link,) = _split(graph, copies, into, start)
+            placed[into] = copies[into], link
+        before, link = placed[into]
+        cost, link = _split(graph, copies, out, moved, before, link)
+        with graph.inserting_after(link):
+            add_term(operator.pos, cost, shape=shape)
+        placed[out] = copies[out], link
+
+
+def _source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """What `node` is, or passes on as it is."""
+    while node.op == "call_module" and isinstance(modules.get(str(node.target)), nn.Identity):
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _split(
+    graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node, function: Any, *more: fx.Node
+) -> list[fx.Node]:
+    """Put `function(node, *more)` behind `node`: its first result in place of that, its others are returned."""
+    before = copies[node]
+    with graph.inserting_after(before):
+        both = graph.call_function(function, (before, *more))
+    count = 3 if more else 2
+    results, last = [], both
+    for number in range(count):
+        with graph.inserting_after(last):
+            last = graph.call_function(operator.getitem, (both, number))
+        results.append(last)
+    before.replace_all_uses_with(results[0], delete_user_cb=lambda user: user is not both)
+    copies[node] = results[0]
+    return results[1:]
+
+
+def _add_difference(
+    graph: fx.Graph,
+    before: fx.Node,
+    behind: fx.Node,
+    lost: set[fx.Node],
+    ends: tuple[fx.Node, fx.Node],
+    shape: tuple[int, ...],
+    add_term: Any,
+) -> None:
+    """The cost of one stretch as a term of its own; of an end that is overwritten a copy is kept."""
+    if ends[0] in lost:
+        with graph.inserting_after(before):
+            before = graph.call_method("clone", (before,))
+    if ends[1] in lost:
+        with graph.inserting_after(behind):
+            behind = graph.call_method("clone", (behind,))
     with graph.inserting_after(behind):
         add_term(square_of_difference, behind, before, shape=shape)
 

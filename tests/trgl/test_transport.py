@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import LocalModule, partition
 from ondevice_trgl.model.resnets import BasicBlock, PreactBlock
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.plan.live_bytes import LiveBytes
+from ondevice_trgl.trgl.moved import moved, start
+from ondevice_trgl.trgl.step import Objective
 from ondevice_trgl.trgl.transport import has_transport, with_transport
 
 SHAPE = (4, 6, 6)
@@ -188,6 +191,38 @@ def kept_bytes(run: Callable[[Tensor], object], x: Tensor) -> int:
         kept: int = live.current
     del result
     return kept
+
+
+@pytest.mark.parametrize("kind", ["branch", "displacement"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet-preact-6x8"])
+def test_transport_raises_the_peak_of_a_step_by_less_than_a_hundredth(name: str, kind: str) -> None:
+    model = build_model(name, num_classes=3, in_shape=(1, 24, 24))
+    for module in partition(model, torch.randn(2, 1, 24, 24), 3).modules[:-1]:
+        goals = [
+            Objective(module, head_behind(module, "mlp", 3), tau=tau, transport=kind, transport_norm="mean",
+                      label_smoothing=0.1)
+            for tau in (None, 1.0)
+        ]  # fmt: skip
+        assert goals[1].measures_transport
+        peaks = []
+        for goal in goals:
+            batch = torch.randn(16, *module.in_shape), torch.arange(16) % 3
+            goal.backward(*batch, 1.0)  # gradients are there
+            with LiveBytes() as live:
+                goal.backward(*batch, 1.0)
+            peaks.append(live.peak)
+        assert peaks[1] <= 1.01 * peaks[0], module.label
+
+
+def test_an_activation_that_is_changed_in_place_behind_the_cost_is_told_of() -> None:
+    z = torch.randn(4, 3, requires_grad=True)
+    before, link = start(z)
+    out, cost, _ = moved(before * 2.0, before, link)
+    result = out.sum() + cost
+    with torch.no_grad():
+        out.add_(1.0)
+    with pytest.raises(RuntimeError, match=r"in.?place"):
+        result.backward()
 
 
 @pytest.mark.parametrize("name", ["resnet-small", "resnet-preact-6x8"])
