@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def names(value: Any) -> str | None:
     if value is None or (isinstance(value, tuple | list) and all(isinstance(name, str) and name for name in value)):
         return None
     return "expected names of tensors or layers"
+
+
+def shares(value: Any) -> str | None:
+    """Ascending numbers between 0 and 1, without either; or None."""
+    expected = "expected ascending numbers above 0 and below 1, like 0.5,0.75"
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or not value:
+        return expected
+    inside = all(isinstance(x, int | float) and not isinstance(x, bool) and 0.0 < x < 1.0 for x in value)
+    return None if inside and all(a < b for a, b in pairwise(value)) else expected
 
 
 def setting(default: Any, check: Check) -> Any:

@@ -20,7 +20,8 @@ NORMALISATIONS = ("mean", "sum")
 TAU_DEPTHS = ("constant", "half-first")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr")
 OPTIMIZERS = ("sgd", "adamw")
-LR_SCHEDULES = ("cosine", "constant")
+LR_SCHEDULES = ("cosine", "constant", "step")
+MOST_WARMUP = 0.9
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
@@ -132,7 +133,13 @@ class TrainConfig(Checked):
     lr: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""
     lr_schedule: str = setting("cosine", checks.one_of(*LR_SCHEDULES))
-    """Over the epochs of one module in one lap: cosine falls to zero, constant stays."""
+    """Over the epochs of one module in one lap: cosine falls to zero, constant stays, step falls at `lr_steps`."""
+    lr_steps: tuple[float, ...] | None = setting(None, checks.shares)
+    """Where step falls, as shares of a module's steps in a lap; None is (0.5, 0.75)."""
+    lr_gamma: float | None = setting(None, checks.number(0.0, 1.0, open_below=True, words=(None,)))
+    """What the rate is multiplied by at each of those; None is 0.1."""
+    warmup: float = setting(0.0, checks.number(0.0, MOST_WARMUP))
+    """Share of a module's steps in a lap over which the rate rises in a line from a hundredth; cosine begins behind."""
     momentum: float = setting(0.9, checks.number(0.0, 1.0))
     weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
@@ -158,14 +165,20 @@ class TrainConfig(Checked):
     seed: int = setting(0, checks.int_from(0))
 
     def __post_init__(self) -> None:
-        if isinstance(self.modules, list):
-            object.__setattr__(self, "modules", tuple(self.modules))
+        for name in ("modules", "lr_steps"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))
         super().__post_init__()
         faults = []
         if self.laps > 1 and self.schedule != "multi-lap":
             faults.append(f"laps = {self.laps}: the {self.schedule} schedule has one; set schedule = 'multi-lap'")
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             faults.append(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
+        for name in ("lr_steps", "lr_gamma"):
+            if self.lr_schedule != "step" and (value := getattr(self, name)) is not None:
+                faults.append(
+                    f"{name} = {checks.plain(value)}: lr_schedule = {self.lr_schedule!r} has none; set 'step'"
+                )
         if self.tau_depth != "constant" and isinstance(self.tau, str):
             faults.append(f"tau_depth = {self.tau_depth!r}: tau = {self.tau!r} has no half; give tau a number")
         for name in ("multiplier_start", "multiplier_rate", "multiplier_every"):
@@ -249,8 +262,14 @@ class TrainConfig(Checked):
 
     def learning_rate_at(self, done: float) -> float:
         """The learning rate when the share `done` (0 to 1) of a module's steps in a lap is behind it."""
+        if done < self.warmup:
+            return self.learning_rate * (0.01 + 0.99 * done / self.warmup)
         if self.lr_schedule == "constant":
             return self.learning_rate
+        if self.lr_schedule == "step":
+            gamma = 0.1 if self.lr_gamma is None else self.lr_gamma
+            return self.learning_rate * gamma ** sum(done >= share for share in self.lr_steps or (0.5, 0.75))
+        done = (done - self.warmup) / (1.0 - self.warmup)
         return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * done))
 
 

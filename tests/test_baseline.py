@@ -18,6 +18,7 @@ from torch.nn import functional
 from ondevice_trgl import baseline, end_to_end
 from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.end_to_end import Pace
 from ondevice_trgl.errors import DataError
 from ondevice_trgl.job import BaselineRequest
 from ondevice_trgl.plan.plan import Plan
@@ -270,6 +271,16 @@ def test_trained_to_the_end_it_is_what_plain_torch_trains(tmp_path: Path, name: 
     assert (report.epochs, report.timed_steps) == (3, 3 * steps - 1)
     assert report.val_accuracy == sum(right["val"]) / len(data.val)
     assert report.test_accuracy == sum(right["test"]) / len(data.test)
+
+
+def test_its_rates_are_those_of_a_module_every_lap_anew() -> None:
+    config = TrainConfig(
+        lr=1.0, lr_schedule="step", lr_steps=(0.5,), warmup=0.2, epochs=2, laps=2, schedule="multi-lap"
+    )
+    rates = [Pace(config, 5, full=True).rate(done) for done in range(20)]
+    assert rates[:10] == rates[10:] == [config.learning_rate_at(done / 10) for done in range(10)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[4:6] == pytest.approx([1.0, 0.1])
 
 
 def test_measured_alone_it_has_no_accuracy(tmp_path: Path) -> None:

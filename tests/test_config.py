@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice_trgl.config import IN_FILES, TrainConfig, Workload
+from ondevice_trgl.config import IN_FILES, LR_SCHEDULES, TrainConfig, Workload
 from ondevice_trgl.data.pictures import pictures_named
 from ondevice_trgl.errors import ConfigError, DataError
 from ondevice_trgl.resolved import read_toml, resolve
@@ -49,6 +49,16 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("optimizer", "lion"),
         ("lr", 0.0),
         ("lr", math.inf),
+        ("lr_schedule", "linear"),
+        ("lr_steps", (0.5, 0.5)),
+        ("lr_steps", (0.5, 1.0)),
+        ("lr_steps", ("half",)),
+        ("lr_steps", ()),
+        ("lr_steps", 0.5),
+        ("lr_gamma", 0.0),
+        ("lr_gamma", 2),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
         ("momentum", 1.01),
         ("weight_decay", -0.1),
         ("label_smoothing", 2),
@@ -125,6 +135,37 @@ def test_laps_need_the_multi_lap_schedule() -> None:
     with pytest.raises(ConfigError, match="laps = 2"):
         TrainConfig(laps=2)
     assert TrainConfig(laps=2, schedule="multi-lap").laps == 2
+
+
+def test_step_falls_at_shares_of_the_steps() -> None:
+    published = TrainConfig(lr=1.0, lr_schedule="step")
+    assert [published.learning_rate_at(done) for done in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    )
+    own = TrainConfig(lr=1.0, lr_schedule="step", lr_steps=(0.2,), lr_gamma=0.5)
+    assert [own.learning_rate_at(done) for done in (0.1, 0.2, 0.9)] == [1.0, 0.5, 0.5]
+    assert TrainConfig(**json.loads(json.dumps(own.to_dict()))) == own
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_warm_up_rises_in_a_line_and_the_schedule_goes_on_from_there(schedule: str) -> None:
+    config = TrainConfig(lr=2.0, lr_schedule=schedule, warmup=0.25)
+    rates = [config.learning_rate_at(done) for done in (0.0, 0.125, 0.25)]
+    assert rates == pytest.approx([0.02, 1.01, 2.0])
+    steep = [config.learning_rate_at(done) for done in (0.3, 0.6, 0.9)]
+    assert steep == sorted(steep, reverse=True)
+    if schedule == "cosine":
+        assert config.learning_rate_at(0.625) == pytest.approx(1.0)  # half way behind the warm-up
+        assert config.learning_rate_at(1.0) == pytest.approx(0.0)
+    plain = TrainConfig(lr=2.0, lr_schedule=schedule)
+    assert plain.learning_rate_at(0.0) == 2.0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_steps_of_a_schedule_that_has_none_are_refused(schedule: str) -> None:
+    with pytest.raises(ConfigError, match=f"lr_schedule = '{schedule}' has none; set 'step'") as caught:
+        TrainConfig(lr_schedule=schedule, lr_steps=(0.5,), lr_gamma=0.1)
+    assert [fault.split(" = ")[0] for fault in caught.value.faults] == ["lr_steps", "lr_gamma"]
 
 
 @pytest.mark.parametrize("modules", range(1, 6))

@@ -126,6 +126,9 @@ _declare(
 _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
 _declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's epochs.", choices=config.LR_SCHEDULES)
+_declare(_P, "lr_steps", str, "--lr-steps X,...", "Where step falls, in shares of the steps. (default: 0.5,0.75)")
+_declare(_P, "lr_gamma", float, "--lr-gamma X", "Factor of the rate at each of those. (default: 0.1)")
+_declare(_P, "warmup", float, "--warmup X", "Share of a module's steps over which the rate rises.")
 _declare(_P, "optimizer", str, "--optimizer", "Optimizer.", choices=config.OPTIMIZERS)
 _declare(
     _P, "schedule", str, "--schedule", "Each module to its end, in laps, or all in step.", choices=config.SCHEDULES

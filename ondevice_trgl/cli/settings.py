@@ -25,6 +25,8 @@ def resolve_settings(given: Mapping[str, Any]) -> Resolved:
         flags["modules"] = parse_modules(flags["modules"])
     if "weights_skip" in flags:
         flags["weights_skip"] = _split(flags["weights_skip"])
+    if "lr_steps" in flags:
+        flags["lr_steps"] = tuple(_number(text, float) for text in _split(flags["lr_steps"]))
     if "tau" in flags:
         flags["tau"] = _number(flags["tau"], float)
     if "micro_batch" in flags:
@@ -119,4 +121,4 @@ def origin_lines(resolved: Resolved, width: int) -> list[Line]:
 
 
 def _shown(value: Any) -> str | None:
-    return None if value is None else ",".join(value) if isinstance(value, list) else str(value)
+    return None if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
