@@ -1,4 +1,4 @@
-"""A finished run put to use inside its budget: its accuracy measured again, or pictures told apart."""
+"""A run put to use inside its budget: its accuracy measured again, or pictures told apart."""
 
 import contextlib
 import dataclasses
@@ -62,6 +62,7 @@ def evaluate(
     index, report = network.index, network.trained.report
     accuracy = measured.heads[index] if measured.ensemble is None else measured.ensemble
     # of the ensemble a report has no figure on test data
+    reported = report.heads[index].test_accuracy  # None of a run whose report is from before that
     comparable = measured.ensemble is None and digest is not None and digest == report.workload.get("digest")
     return {
         "accuracy": accuracy,
@@ -70,7 +71,7 @@ def evaluate(
         "heads": list(measured.heads),
         "data": data or network.workload.data,
         "told": list(held.told),
-        "matches_report": accuracy == report.heads[index].test_accuracy if comparable else None,
+        "matches_report": accuracy == reported if comparable and reported is not None else None,
         "budget_bytes": network.budget_bytes,
         "measured_peak_bytes": peak,
     }
@@ -178,10 +179,10 @@ class _Network:
 
 @contextlib.contextmanager
 def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -> Iterator[_Network]:
-    """The network of a finished run. Raises RunDirError, UsageError, StorageError."""
+    """The network of a run, as far as it is finished. Raises RunDirError, UsageError, StorageError."""
     trained = TrainedRun.open(run_dir)
     plan, report = trained.plan, trained.report
-    index = plan.num_parts - 1 if head == ENSEMBLE else trained.head(head)
+    index = trained.last if head == ENSEMBLE else trained.head(head)
     record = trained.run.load(RECORD, RunRecord.from_dict)
     config, workload = record.config, record.named(run_dir)
     # what was measured on this kind of device there is to be measured here; a run may have moved to a lesser machine

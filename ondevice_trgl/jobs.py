@@ -101,7 +101,8 @@ def evaluate_run(
     One module in memory at a time, held to `budget` or else to the run's own. `head` is "best", "last", an index, or
     "ensemble": the mean of the class probabilities of all heads. "heads" has the accuracy of every head on the way.
     `matches_report` says whether it equals the report's figure; None where that is of other data, or there is none.
-    Raises RunDirError for a run that is not finished, UsageError, DataError, BudgetExceededError, StorageError.
+    Of a run that is not finished, those heads that are. Raises RunDirError where none is, UsageError, DataError,
+    BudgetExceededError, StorageError.
     """
     ours = "torch" not in sys.modules
     _check_head(run_dir, head)
@@ -154,7 +155,7 @@ def _own_pictures(run_dir: Path) -> str | None:
 
 
 def _check_head(run_dir: Path, head: str) -> None:
-    """Raises RunDirError where `run_dir` is no finished run, UsageError where it has no such head."""
+    """Raises RunDirError where `run_dir` is no run with a finished head, UsageError where it has no such head."""
     trained = TrainedRun.open(run_dir)
     if head != "ensemble":
         trained.head(head)

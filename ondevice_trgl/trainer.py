@@ -260,9 +260,10 @@ class Trainer:
         """The trained network in eval mode, its weights loaded: the caller's own model, or what its callable makes.
 
         `head` is "last", "best" (by validation) or a module's index. An auxiliary head gives a network that stops
-        there. Memory: the weights of the whole network. Raises UsageError before `fit`.
+        there; of a paused run those that are finished. Memory: the weights of the whole network. Raises UsageError
+        before `fit`, RunDirError where no head is finished.
         """
         if self._opened is None:
             raise UsageError("nothing is trained yet", hint="call fit first")
-        index = TrainedRun.open(self.run_dir, finished=False).head(head)
+        index = TrainedRun.open(self.run_dir).head(head)
         return results.load_network(ModuleStore(self.run_dir / "modules"), self._opened.partition, self.config, index)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ondevice_trgl import RunDirError, UsageError
+from ondevice_trgl import RunDirError, UsageError, export
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.registry import load_data
 from ondevice_trgl.export import export_run
@@ -20,6 +20,7 @@ from ondevice_trgl.model.tensorfile import write_tensors
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run.callbacks import Callback, RunState
+from ondevice_trgl.run.trained import TrainedRun
 from tests.asked_here import train_job
 
 DATA = "synthetic:1x8x8:3:60"
@@ -130,6 +131,63 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
         export_run(tmp_path / "run", format="state-dict", head="last", output=tmp_path / "m")
     with pytest.raises(RunDirError, match="not a run directory"):
         export_run(tmp_path, format="state-dict", head="last", output=tmp_path / "m")
+
+
+class Exports(Callback):
+    """Of the run that is training, after every module and in the middle of the one behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = folder, dict[str, bytes]()
+
+    def on_step_end(self, run: RunState) -> None:
+        if run.epoch or run.step > 1 or not run.module:
+            return
+        before = {path: path.read_bytes() for path in sorted(run.run_dir.rglob("*")) if path.is_file()}
+        output = export_run(run.run_dir, format="state-dict", head=run.module - 1, output=self.folder / "m", force=True)
+        self.found[str(run.module - 1)] = output.read_bytes()
+        for head, word in ((run.module, "not trained to its end yet"), ("last", "not trained to its end yet")):
+            with pytest.raises(UsageError, match=word):
+                export_run(run.run_dir, format="state-dict", head=head, output=self.folder / "no")
+        best = export_run(run.run_dir, format="state-dict", head="best", output=self.folder / "b", force=True)
+        assert best.read_bytes() in self.found.values()
+        assert {path: path.read_bytes() for path in sorted(run.run_dir.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_that_is_training_has_the_heads_that_are_finished(tmp_path: Path) -> None:
+    exports = Exports(tmp_path)
+    report = train(tmp_path / "run", exports)
+    assert report.status == "completed"
+    assert list(exports.found) == ["0", "1", "2"]
+    for head, found in exports.found.items():
+        output = export_run(tmp_path / "run", format="state-dict", head=head, output=tmp_path / f"end{head}")
+        assert output.read_bytes() == found
+
+
+def test_a_run_that_keeps_changing_is_refused_in_words(
+    run: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(range(99))
+    monkeypatch.setattr(export, "_version", lambda file: (next(times), 0))
+    with pytest.raises(RunDirError, match="changed while it was read"):
+        export_run(run[0], format="state-dict", head=0, output=tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_the_next_lap_heads_behind_the_module_in_training_are_none(tmp_path: Path) -> None:
+    """They were trained on what that module put out before."""
+    seen: dict[int, list[int]] = {}
+
+    class Watch(Callback):
+        def on_step_end(self, run: RunState) -> None:
+            if run.lap and not run.epoch and run.step == 1:
+                try:
+                    seen[run.module] = list(TrainedRun.open(run.run_dir).heads)
+                except RunDirError:
+                    seen[run.module] = []
+
+    config = TrainConfig(budget="64GB", modules=2, epochs=1, threads=1, schedule="multi-lap", laps=2)
+    train_job(Job(Workload(model=MODEL, data=DATA), config, tmp_path / "run", baseline="skip"), (Watch(),))
+    assert seen == {0: [0, 1], 1: [0], 2: [0, 1]}  # a module's first step is not saved yet
 
 
 def test_what_the_data_were_goes_with_the_weights(run: tuple[Path, Report], tmp_path: Path) -> None:

@@ -247,8 +247,12 @@ def test_a_paused_job_resumes_to_the_same_model(run: Path, tmp_path: Path) -> No
     part = tmp_path / "part"
     assert train_job(job(part), [PauseAt(5)]).status == "paused"
     assert read_report(part).status == "paused"
-    with pytest.raises(RunDirError, match=r"not finished, its status is paused"):
-        evaluate_run(part)
+    whole, found = read_report(run), evaluate_run(part)  # with the heads that are finished
+    assert (found["accuracy"], found["matches_report"]) == (whole.modules[found["head"]].test_accuracy, True)
+    assert None not in (ensemble := evaluate_run(part, head="ensemble")["heads"])
+    assert len(ensemble) < 4
+    with pytest.raises(UsageError, match="no head 'last': the network's own classifier is not trained to its end yet"):
+        evaluate_run(part, head="last")
     assert resume_job(part).status == "completed"
     assert (part / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert evaluate_run(part)["matches_report"] is True

@@ -1,9 +1,16 @@
-"""A run that has trained, and which of its heads is meant: for whoever evaluates or exports it. Imports no torch."""
+"""A run whose heads are put to use, and which of them is meant: for whoever evaluates or exports it. Imports no torch.
 
+The run may still be training, or have stopped anywhere: what is finished of it is a valid network that exits early, and
+reading it disturbs nobody, as files are replaced whole.
+"""
+
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ondevice_trgl.errors import RunDirError, UsageError
+from ondevice_trgl.errors import DamagedFileError, RunDirError, UsageError
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run.run_dir import PLAN, RunDir
@@ -16,32 +23,95 @@ class TrainedRun:
     run: RunDir
     plan: Plan
     report: Report
+    heads: Mapping[int, float | None]
+    """Of each module with a head that is trained to its end: accuracy on validation data, where there are any."""
 
     @classmethod
-    def open(cls, path: Path, *, finished: bool = True) -> "TrainedRun":
-        """The run in `path`. Raises RunDirError where there is none; with `finished`, where it has not ended."""
+    def open(cls, path: Path) -> "TrainedRun":
+        """The run in `path`, completed or not. Raises RunDirError where there is none, or no head of it is finished."""
         run, report = RunDir.open(path), read_report(path)
-        if finished and report.status != "completed":
-            raise RunDirError(f"{path} is not finished, its status is {report.status}", hint="resume it first")
-        return cls(run, run.load(PLAN, Plan.from_dict), report)
+        plan = run.load(PLAN, Plan.from_dict)
+        if report.status == "completed":
+            heads = {part.index: part.val_accuracy for part in report.heads if part.train_accuracy is not None}
+        else:
+            heads = _finished(run, plan)
+        if not heads:
+            status = "being trained, or was killed" if report.status == "planned" else report.status
+            raise RunDirError(
+                f"{path} is not finished, its status is {status}, and no module of it is trained to its end yet",
+                hint="resume it, or wait until the first module is",
+            )
+        return cls(run, plan, report, heads)
+
+    @property
+    def last(self) -> int:
+        """The last module with a head that is finished."""
+        return max(self.heads)
 
     def head(self, head: str | int) -> int:
         """The module whose head `head` names: "best" by validation, "last", or an index. Raises UsageError.
 
-        Where validation has chosen none, the last is best.
+        best: of those that are finished; where validation has chosen none, the last of them. last: the network's own
+        classifier.
         """
-        count, best = self.plan.num_parts, self.report.accuracy.best_head
-        text = str(head)
+        count, text = self.plan.num_parts, str(head)
         if text == "best":
-            return count - 1 if best is None else best
-        if text == "last":
-            return count - 1
-        if not (text.isascii() and text.isdigit()) or int(text) >= count:
+            return self._best()
+        if text != "last" and (not (text.isascii() and text.isdigit()) or int(text) >= count):
             raise UsageError(f"no head {head!r}: this run has heads 0 to {count - 1}", hint="or best, or last")
-        if self.report.heads[int(text)].passed:
-            first = next(module.index for module in self.report.heads if not module.passed)
+        index = count - 1 if text == "last" else int(text)
+        if index in self.heads:
+            return index
+        finished = f"best, or one of {', '.join(map(str, self.heads))}"
+        if index < self.plan.passed:
             raise UsageError(
-                f"no head {head!r}: module {text} is frozen and passed through, without a head",
-                hint=f"the first head is {first}; or best, or last",
+                f"no head {head!r}: module {index} is frozen and passed through, without a head", hint=finished
             )
-        return int(text)
+        if self.report.status == "completed":
+            why = f"was not trained: the run stopped behind module {self.last}, as deeper ones no longer helped"
+        else:
+            why = "is not trained to its end yet"
+        raise UsageError(f"no head {head!r}: {self._named(index)} {why}", hint=finished)
+
+    def _best(self) -> int:
+        if self.report.status == "completed":
+            best = self.report.accuracy.best_head
+            return self.last if best is None else best
+        known = {index: value for index, value in self.heads.items() if value is not None}
+        return self.last if len(known) < len(self.heads) else max(known, key=lambda index: (known[index], index))
+
+    def _named(self, index: int) -> str:
+        own = self.plan.classifier and index == self.plan.num_parts - 1
+        return "the network's own classifier" if own else f"module {index}"
+
+
+def _finished(run: RunDir, plan: Plan) -> dict[int, float | None]:
+    """Of an unfinished run the modules, from the first on, that are done with one and the same lap; see `heads`.
+
+    In the next lap, as soon as a module was changed, those behind it are of another network. The last counts once the
+    whole network is there.
+    """
+    heads: dict[int, float | None] = {}
+    laps = 0
+    for index in range(plan.num_parts):
+        position = _position(run.modules / f"{index:03d}.safetensors")
+        own, begun = position.get("laps_done", 0), position.get("epoch", 0) or position.get("step", 0)
+        laps = laps or own
+        if not own or own != laps or begun or (index == plan.num_parts - 1 and not run.model.is_file()):
+            break
+        if index >= plan.passed:
+            heads[index] = position.get("measured", {}).get("val_accuracy")
+    return heads
+
+
+def _position(path: Path) -> dict[str, Any]:
+    """What a module's file says of where it stands; empty where there is none. Raises DamagedFileError."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        position: dict[str, Any] = json.loads(header["__metadata__"]["position"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from None
+    return position
