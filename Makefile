@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 DEMO_FLAGS ?= --model resnet20 --data digits --image-size 48 --batch-size 64 --epochs 3 --train-limit 1000 \
-	--budget 330MB --baseline measure --run-dir runs/demo --force
+	--budget 330MB --baseline full --run-dir runs/demo --force
 BENCHMARKS := $(filter-out benchmarks/models.py, $(sort $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help

