@@ -142,6 +142,8 @@ class TrainConfig(Checked):
     """Share of a module's steps in a lap over which the rate rises in a line from a hundredth; cosine begins behind."""
     momentum: float = setting(0.9, checks.number(0.0, 1.0))
     weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
+    clip_norm: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
+    """Most that the norm of all gradients of a module's step may be; larger ones are scaled down to it."""
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
     balance: bool = setting(False, checks.switch)
     """Each class equally often in an epoch, which keeps its length: fewer samples of large ones, small ones again."""

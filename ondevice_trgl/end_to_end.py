@@ -115,6 +115,8 @@ def plain(
                 output = logits_of(model(images.to(device)), name)
                 loss = functional.cross_entropy(output, labels.to(device), label_smoothing=config.label_smoothing)
                 loss.backward()
+                if config.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 optimizer.step()
                 yield
 
@@ -163,7 +165,13 @@ def tuned(
         forward = checkpointed(segments)
     _train_mode(model.to(device), chain)
     trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = Optimizer(config.optimizer, trained, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = Optimizer(
+        config.optimizer,
+        trained,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
     buffer = buffer_for(micro, data.input_shape, dtype)
 
     def steps() -> Iterator[None]:

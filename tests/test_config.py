@@ -57,6 +57,8 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("lr_steps", 0.5),
         ("lr_gamma", 0.0),
         ("lr_gamma", 2),
+        ("clip_norm", 0),
+        ("clip_norm", math.inf),
         ("warmup", 1.0),
         ("warmup", -0.1),
         ("momentum", 1.01),

@@ -129,6 +129,7 @@ _declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's
 _declare(_P, "lr_steps", str, "--lr-steps X,...", "Where step falls, in shares of the steps. (default: 0.5,0.75)")
 _declare(_P, "lr_gamma", float, "--lr-gamma X", "Factor of the rate at each of those. (default: 0.1)")
 _declare(_P, "warmup", float, "--warmup X", "Share of a module's steps over which the rate rises.")
+_declare(_P, "clip_norm", float, "--clip-norm X", "Scale gradients of a module's step down to this norm.")
 _declare(_P, "optimizer", str, "--optimizer", "Optimizer.", choices=config.OPTIMIZERS)
 _declare(
     _P, "schedule", str, "--schedule", "Each module to its end, in laps, or all in step.", choices=config.SCHEDULES

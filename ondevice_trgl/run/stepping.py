@@ -42,6 +42,7 @@ def stepper_of(
         context.objective(index, rung, multiplier).parameters(),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
     )
     optimizer.load(
         context.budget.attempt(

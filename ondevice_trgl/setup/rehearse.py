@@ -254,6 +254,7 @@ class Rehearsals:
                 objective(rung).parameters(),
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                clip_norm=config.clip_norm,
             ),
             (rung,),
             rung,

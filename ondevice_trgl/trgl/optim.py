@@ -7,6 +7,7 @@ then holds up to two temporaries of that parameter's size, which no plan counts.
 wait on disk (spill).
 """
 
+import math
 import weakref
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from ondevice_trgl.trgl.spill import Spill, is_spillable
+from ondevice_trgl.errors import NonFiniteError
+from ondevice_trgl.trgl.spill import Spill, is_spillable, squared_norm
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
@@ -26,13 +28,25 @@ _ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 class Optimizer:
-    """Updates `parameters` (by name). Weight decay spares norms and biases (fewer than two dimensions)."""
+    """Updates `parameters` (by name). Weight decay spares norms and biases (fewer than two dimensions).
+
+    With `clip_norm` all gradients of a step are scaled down together where their common norm is larger, as
+    `torch.nn.utils.clip_grad_norm_` does. Memory: none.
+    """
 
     def __init__(
-        self, kind: str, parameters: dict[str, nn.Parameter], *, momentum: float = 0.9, weight_decay: float = 0.0
+        self,
+        kind: str,
+        parameters: dict[str, nn.Parameter],
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
     ) -> None:
         self.kind, self.parameters = kind, parameters
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.momentum, self.weight_decay, self.clip_norm = momentum, weight_decay, clip_norm
+        self._scale: float | None = None
+        """What the gradients of the step that was begun are scaled by; those in memory are so already."""
         self._state: dict[str, Tensor] = {}
         self._spill: Spill | None = None
 
@@ -81,9 +95,12 @@ class Optimizer:
         """Update every parameter that has a gradient, in place, then drop that gradient.
 
         Where memory for a parameter is lacking, which the fused kernels never need, this raises with those behind it as
-        they were, their gradients kept: a second call goes on with the one that it stopped at.
+        they were, their gradients kept: a second call goes on with the one that it stopped at. With `clip_norm`,
+        NonFiniteError, nothing changed and the gradients dropped, where their norm is NaN or infinite.
         """
         self.allocate()
+        if self.clip_norm is not None and self._scale is None:
+            self._scale = self._clip(self.clip_norm)
         for name, parameter in self._in_memory().items():
             gradient = parameter.grad
             if gradient is None:
@@ -96,7 +113,33 @@ class Optimizer:
             assert self._spill is not None
             if self._spill.has_gradient(name):
                 self._advance(name)
-                self._spill.update(name, partial(self._change, name, lr))
+                self._spill.update(name, partial(self._change_read, name, lr))
+        self._scale = None
+
+    def _clip(self, most: float) -> float:
+        """Scale gradients in memory so that the norm of all, those in the file included, is `most` at the highest."""
+        here = [parameter.grad for parameter in self._in_memory().values() if parameter.grad is not None]
+        squares = [squared_norm(gradient) for gradient in here]
+        if self._spill is not None:
+            squares += [self._spill.squared_norm(name) for name in self._spill.parameters if self._has_spilled(name)]
+        norm = math.sqrt(sum(sorted(squares)))  # in whatever order: it is the same where some are in the file
+        if not math.isfinite(norm):
+            self.drop_gradients()
+            raise NonFiniteError(f"the norm of the gradients is {norm}")
+        scale = min(1.0, most / (norm + 1e-6))
+        if scale < 1.0:
+            for gradient in here:
+                gradient.mul_(scale)
+        return scale
+
+    def _has_spilled(self, name: str) -> bool:
+        return self._spill is not None and self._spill.has_gradient(name)
+
+    def _change_read(self, name: str, lr: float, parameter: Tensor, gradient: Tensor, *state: Tensor) -> None:
+        """`_change` of a chunk whose gradient was just read from the file."""
+        if self._scale is not None and self._scale < 1.0:
+            gradient.mul_(self._scale)
+        self._change(name, lr, parameter, gradient, *state)
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -158,6 +201,7 @@ class Optimizer:
         """Set every gradient to None: gives its memory back."""
         if self._spill is not None:
             self._spill.drop_gradients()
+        self._scale = None
         for parameter in self.parameters.values():
             parameter.grad = None
 

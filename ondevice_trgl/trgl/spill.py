@@ -6,6 +6,7 @@ changed, so that a step can still be undone.
 """
 
 import contextlib
+import math
 import mmap
 import os
 import tempfile
@@ -111,6 +112,13 @@ class Spill:
     def has_gradient(self, name: str) -> bool:
         return name in self._there
 
+    def squared_norm(self, name: str) -> float:
+        """Sum of squares of the gradient of one parameter, as `squared_norm` of it in memory."""
+        parameter = self.parameters[name]
+        size = parameter.numel()
+        starts = range(0, size, CHUNK_ELEMENTS)
+        return math.fsum(_square(self._read(name, _GRADIENT, at, min(CHUNK_ELEMENTS, size - at))) for at in starts)
+
     @torch.no_grad()
     def update(self, name: str, change: Callable[..., None]) -> None:
         """`change(parameter, gradient, *state)` for every chunk of one parameter, in place; its gradient is gone then.
@@ -167,6 +175,18 @@ class Spill:
             raise StorageError(
                 f"cannot write optimizer state: {error.strerror}", hint="free some disk space; then resume the run"
             ) from error
+
+
+def squared_norm(gradient: Tensor) -> float:
+    """Sum of squares, chunk by chunk, so that it is the same whether the gradient waits in memory or in a file."""
+    if not is_dense(gradient):
+        return _square(gradient)
+    return math.fsum(_square(part) for part in in_order(gradient).split(CHUNK_ELEMENTS))
+
+
+def _square(part: Tensor) -> float:
+    wide = torch.float32 if part.dtype in (torch.float16, torch.bfloat16) else None
+    return float(torch.linalg.vector_norm(part, dtype=wide)) ** 2
 
 
 def in_order(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ondevice_trgl.errors import StorageError
+from ondevice_trgl.errors import NonFiniteError, StorageError
 from ondevice_trgl.plan.live_bytes import LiveBytes
 from ondevice_trgl.trgl import spill as spilling
 from ondevice_trgl.trgl.optim import Optimizer
@@ -35,9 +35,11 @@ def batch(seed: int) -> Tensor:
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def trained(folder: Path | None, kind: str, momentum: float, steps: range, state: Any = None) -> Any:
+def trained(
+    folder: Path | None, kind: str, momentum: float, steps: range, state: Any = None, clip: float | None = None
+) -> Any:
     net = network()
-    optimizer = Optimizer(kind, dict(net.named_parameters()), momentum=momentum, weight_decay=0.01)
+    optimizer = Optimizer(kind, dict(net.named_parameters()), momentum=momentum, weight_decay=0.01, clip_norm=clip)
     if folder is not None:
         optimizer.spill(folder)
     for step in steps:
@@ -45,6 +47,75 @@ def trained(folder: Path | None, kind: str, momentum: float, steps: range, state
             net(batch(2 * step + part)).square().mean().backward()
         optimizer.step(0.05)
     return net, optimizer
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.3, 1e6])
+@pytest.mark.parametrize(("kind", "momentum"), KINDS)
+def test_gradients_in_the_file_are_clipped_with_those_in_memory_as_torch_does(
+    tmp_path: Path, kind: str, momentum: float, clip: float
+) -> None:
+    (one, _), (two, b) = (trained(folder, kind, momentum, range(1), clip=clip) for folder in (None, tmp_path))
+    three = network()
+    optimizer = Optimizer(kind, dict(three.named_parameters()), momentum=momentum, weight_decay=0.01)
+    for part in range(2):
+        three(batch(part)).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(three.parameters(), clip)
+    optimizer.step(0.05)
+    assert (float(norm) > clip) == (clip < 1e6)
+    for name, parameter in three.named_parameters():
+        torch.testing.assert_close(one.get_parameter(name), parameter, rtol=1e-5, atol=1e-7)
+        assert torch.equal(two.get_parameter(name), one.get_parameter(name))
+    b.close()
+
+
+def test_an_update_that_goes_on_after_a_failure_clips_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, change, failing = (network(), network()), Optimizer._change, ["3.weight"]
+
+    def fails_once(self: Optimizer, name: str, *rest: Any) -> None:
+        if name in failing:
+            failing.remove(name)
+            raise MemoryError
+        change(self, name, *rest)
+
+    for net in nets:
+        optimizer = Optimizer("sgd", dict(net.named_parameters()), clip_norm=1e-2)
+        net(batch(0)).square().mean().backward()
+        if net is nets[1]:
+            monkeypatch.setattr(Optimizer, "_change", fails_once)
+            with pytest.raises(MemoryError):
+                optimizer.step(0.1)
+        optimizer.step(0.1)
+    assert not failing
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_gradients_without_a_finite_norm_change_nothing_and_are_dropped(tmp_path: Path, spilled: bool) -> None:
+    net = network()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    optimizer = Optimizer("sgd", dict(net.named_parameters()), clip_norm=1.0)
+    if spilled:
+        optimizer.spill(tmp_path)
+    (net(batch(0)).sum() * 3e38).backward()
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradients is (inf|nan)"):
+        optimizer.step(0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in net.parameters())
+    optimizer.step(0.1)  # nothing is left of them
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    optimizer.close()
+
+
+def test_clipping_reads_gradients_chunk_by_chunk(tmp_path: Path) -> None:
+    layer = nn.Linear(200, 200, bias=False)
+    optimizer = Optimizer("sgd", dict(layer.named_parameters()), momentum=0.0, clip_norm=1e-3)
+    optimizer.spill(tmp_path)
+    layer(torch.randn(4, 200)).square().mean().backward()
+    gc.collect()
+    with LiveBytes() as live:
+        optimizer.step(0.1)
+    assert live.peak <= 4 * 100 * 4 + 64
+    optimizer.close()
 
 
 @pytest.mark.parametrize(("kind", "momentum"), KINDS)
