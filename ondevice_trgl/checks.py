@@ -120,6 +120,16 @@ def shares(value: Any) -> str | None:
     return None if inside and all(a < b for a, b in pairwise(value)) else expected
 
 
+def class_weights(value: Any) -> str | None:
+    if value is None or value == "balanced":
+        return None
+    if isinstance(value, tuple | list) and len(value) > 1:
+        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in value)
+        if numbers and all(x >= 0.0 for x in value) and any(value):
+            return None
+    return "expected 'balanced', or a number of at least 0 for each class, one above 0"
+
+
 def setting(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 

@@ -145,6 +145,9 @@ class TrainConfig(Checked):
     clip_norm: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Most that the norm of all gradients of a module's step may be; larger ones are scaled down to it."""
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
+    class_weights: str | tuple[float, ...] | None = setting(None, checks.class_weights)
+    """Of each class in the cross-entropy, in the order of the classes, scaled to a mean of 1 over the training samples;
+    "balanced": as one over the number of a class's training samples."""
     balance: bool = setting(False, checks.switch)
     """Each class equally often in an epoch, which keeps its length: fewer samples of large ones, small ones again."""
     batch_size: int = setting(32, checks.int_from(1))
@@ -167,7 +170,7 @@ class TrainConfig(Checked):
     seed: int = setting(0, checks.int_from(0))
 
     def __post_init__(self) -> None:
-        for name in ("modules", "lr_steps"):
+        for name in ("modules", "lr_steps", "class_weights"):
             if isinstance(given := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(given))
         super().__post_init__()
@@ -181,6 +184,8 @@ class TrainConfig(Checked):
                 faults.append(
                     f"{name} = {checks.plain(value)}: lr_schedule = {self.lr_schedule!r} has none; set 'step'"
                 )
+        if self.balance and self.class_weights == "balanced":
+            faults.append("class_weights = 'balanced': balance draws classes equally often already; leave one out")
         if self.tau_depth != "constant" and isinstance(self.tau, str):
             faults.append(f"tau_depth = {self.tau_depth!r}: tau = {self.tau!r} has no half; give tau a number")
         for name in ("multiplier_start", "multiplier_rate", "multiplier_every"):

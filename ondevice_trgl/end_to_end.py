@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.bundle import DataBundle
@@ -16,6 +15,7 @@ from ondevice_trgl.model.partition import segments_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
+from ondevice_trgl.trgl.loss import class_weights, cross_entropy
 from ondevice_trgl.trgl.optim import Optimizer
 
 LEAST_STEPS, MOST_STEPS = 3, 24
@@ -107,13 +107,15 @@ def plain(
         drop_last=True,
     )
 
+    weights = class_weights(config, data.train.labels, data.num_classes)
+
     def steps() -> Iterator[None]:
         _train_mode(model, chain)
         while True:
             for images, labels in train:
                 optimizer.zero_grad()
                 output = logits_of(model(images.to(device)), name)
-                loss = functional.cross_entropy(output, labels.to(device), label_smoothing=config.label_smoothing)
+                loss = cross_entropy(output, labels.to(device), config.label_smoothing, weights)
                 loss.backward()
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -174,13 +176,18 @@ def tuned(
     )
     buffer = buffer_for(micro, data.input_shape, dtype)
 
+    weights = class_weights(config, data.train.labels, data.num_classes)
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, config.label_smoothing, weights)
+
     def steps() -> Iterator[None]:
         epoch = done = 0
         while True:
             order = epoch_order(data.train.labels, config.seed, epoch=epoch, balance=config.balance)
             for micro_batches in train_batches(data.train, order, batch, buffer):
                 for z, labels in micro_batches:
-                    _add_gradients(forward, z.to(device), labels.to(device), config, micro / batch)
+                    _add_gradients(forward, z.to(device), labels.to(device), loss, micro / batch)
                 optimizer.step(pace.rate(done))
                 done += 1
                 yield
@@ -209,8 +216,11 @@ def _train_mode(model: nn.Module, chain: Chain | None) -> None:
 
 
 def _add_gradients(
-    forward: Callable[[Tensor], Tensor], z: Tensor, labels: Tensor, config: TrainConfig, share: float
+    forward: Callable[[Tensor], Tensor],
+    z: Tensor,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    share: float,
 ) -> None:
     """Those of the mean loss of `z`, which is that share of a batch."""
-    loss = functional.cross_entropy(forward(z), labels, label_smoothing=config.label_smoothing)
-    (loss * share).backward()
+    (loss(forward(z), labels) * share).backward()

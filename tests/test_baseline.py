@@ -1,6 +1,7 @@
 """End-to-end training measured in a process of its own; what could not be measured is never a number."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import BaselineReport
 from ondevice_trgl.run.batches import epoch_order
 from ondevice_trgl.run.guards import global_state_kept
+from ondevice_trgl.trgl.loss import cross_entropy
 from ondevice_trgl.workload import load_workload
 
 WORKLOAD = Workload(model="resnet-preact-2x4", data="synthetic:1x8x8:3:20")
@@ -187,12 +189,13 @@ def test_the_peak_includes_the_start_of_the_process(tmp_path: Path, monkeypatch:
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     torch.manual_seed(0)
     model, z, labels = torch.nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
-    end_to_end._add_gradients(model, z, labels, CONFIG, 1.0)
+    loss = functools.partial(cross_entropy, label_smoothing=0.1, weights=torch.tensor([0.5, 1.0, 2.0]))
+    end_to_end._add_gradients(model, z, labels, loss, 1.0)
     whole = model.weight.grad
     model.weight.grad = None
     for part in range(4):
         rows = slice(2 * part, 2 * part + 2)
-        end_to_end._add_gradients(model, z[rows], labels[rows], CONFIG, 0.25)
+        end_to_end._add_gradients(model, z[rows], labels[rows], loss, 0.25)
     torch.testing.assert_close(model.weight.grad, whole)
 
 

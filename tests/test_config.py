@@ -58,6 +58,12 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("lr_gamma", 0.0),
         ("lr_gamma", 2),
         ("clip_norm", 0),
+        ("class_weights", "even"),
+        ("class_weights", (1.0,)),
+        ("class_weights", (1.0, -1.0)),
+        ("class_weights", (0, 0)),
+        ("class_weights", (1.0, math.inf)),
+        ("class_weights", ("a", "b")),
         ("clip_norm", math.inf),
         ("warmup", 1.0),
         ("warmup", -0.1),
@@ -137,6 +143,12 @@ def test_laps_need_the_multi_lap_schedule() -> None:
     with pytest.raises(ConfigError, match="laps = 2"):
         TrainConfig(laps=2)
     assert TrainConfig(laps=2, schedule="multi-lap").laps == 2
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    with pytest.raises(ConfigError, match="balance draws classes equally often already; leave one out"):
+        TrainConfig(class_weights="balanced", balance=True)
+    assert TrainConfig(class_weights=(1, 2), balance=True).class_weights == (1, 2)
 
 
 def test_step_falls_at_shares_of_the_steps() -> None:

@@ -148,6 +148,9 @@ _declare(_P, "multiplier_rate", float, "--multiplier-rate X", "How far it moves,
 _declare(_P, "multiplier_every", int, "--multiplier-every N", "Steps between two such moves.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
 _declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
+_declare(
+    _P, "class_weights", str, "--class-weights balanced|X,...", "Weight of each class in the loss, in their order."
+)
 _declare(_P, "balance", bool, "--balance", "Draw all classes equally often, where some have fewer samples.")
 _declare(_P, "seed", int, "--seed N", "Seed of weights and order.")
 

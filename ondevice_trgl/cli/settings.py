@@ -27,6 +27,8 @@ def resolve_settings(given: Mapping[str, Any]) -> Resolved:
         flags["weights_skip"] = _split(flags["weights_skip"])
     if "lr_steps" in flags:
         flags["lr_steps"] = tuple(_number(text, float) for text in _split(flags["lr_steps"]))
+    if flags.get("class_weights", "balanced") != "balanced":
+        flags["class_weights"] = tuple(_number(text, float) for text in _split(flags["class_weights"]))
     if "tau" in flags:
         flags["tau"] = _number(flags["tau"], float)
     if "micro_batch" in flags:

@@ -28,6 +28,7 @@ from ondevice_trgl.run.guards import outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
+from ondevice_trgl.trgl.loss import class_weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def sources(train_set: Any, val_set: Any, test_set: Any) -> dict[str, Source]:
 def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | None = None) -> Chain:
     """The traced model, once it is known to fit the data; what `config` freezes of it is still to be, see `tuned`.
 
-    Raises PartitionError, UsageError, DataError, NonFiniteError.
+    Raises PartitionError, UsageError, DataError, ConfigError, NonFiniteError.
     """
     if is_evicted(model):
         raise UsageError(
@@ -76,6 +77,8 @@ def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | No
         check_labels(split.labels, chain.num_outputs, name, getattr(split, "class_names", None) or ())
     if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
         check_zero_used(train.labels, what="train set")
+    if config is not None:
+        class_weights(config, train.labels, chain.num_outputs)  # whether they fit
     if (constant := getattr(train, "constant", None)) is not None:
         raise all_alike("the train set", len(train.labels), constant, kind="number")
     check_ids(chain, data)

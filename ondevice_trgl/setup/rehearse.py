@@ -242,6 +242,7 @@ class Rehearsals:
                 transport=config.transport,
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
+                class_weights=torch.ones(self._chain.num_outputs) if config.class_weights else None,
                 multiplier=Multiplier.of(config),
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )

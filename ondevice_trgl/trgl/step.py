@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.trgl.checkpoint import checkpointed
+from ondevice_trgl.trgl.loss import cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
@@ -70,6 +70,7 @@ class Objective:
         transport: str,
         transport_norm: str,
         label_smoothing: float,
+        class_weights: Tensor | None = None,
         multiplier: Multiplier | None = None,
         pieces: Sequence[LocalModule] = (),
     ) -> None:
@@ -79,7 +80,7 @@ class Objective:
         """Whether the module is, for now, passed through as a frozen one is, its head training alone."""
         self._multiplier = multiplier
         self._fixed = 0.0 if tau is None else 0.5 / tau
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.measures_transport = bool(self.weight and not self.frozen and has_transport(module, transport))
         """Whether there is any here to weigh."""
         measured = self.measures_transport
@@ -128,7 +129,7 @@ class Objective:
             onward(out.detach())
         logits = out if self.head is None else self.head(out)
         del out
-        task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        task = cross_entropy(logits, labels, self.label_smoothing, self.class_weights)
         loss = task if transport is None else task + self.weight * transport
         correct = int((logits.detach().argmax(1) == labels).sum())
         del logits

@@ -23,7 +23,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "classifier_epochs": 7, "freeze_until": "layer3", "freeze_norms": True, "train": "norm",
         "warm_heads": 2, "epochs_rule": "deeper",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "step",
-        "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5,
+        "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5, "class_weights": "1, 2.5",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
         "device": "cuda:1", "threads": 3, "seed": 7, "balance": True,
@@ -36,7 +36,13 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
     assert result.code == 0
     (job,) = jobs.jobs
     settings = job.workload.to_dict() | job.config.to_dict()
-    expected = flags | {"modules": 2, "micro_batch": 8, "lr_steps": [0.25, 0.5], "weights_skip": ["fc", "head.weight"]}
+    expected = flags | {
+        "modules": 2,
+        "micro_batch": 8,
+        "lr_steps": [0.25, 0.5],
+        "class_weights": [1.0, 2.5],
+        "weights_skip": ["fc", "head.weight"],
+    }
     assert {name: settings[name] for name in flags} == expected
     assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
     assert job.command.startswith("trgl-device train --model resnet18 --data csv:t.csv ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from ondevice_trgl import Callback, DataError, NonFiniteError, RunDirError, RunState
+from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState
 from tests.asked_here import Trainer
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
@@ -151,6 +151,23 @@ def test_the_multiplier_stands_where_it_stood_when_a_run_is_resumed(fit: Fit, wh
     fit("part", resume=True, **settings)
     assert fit.weights("part") == whole(**settings)
     assert fit.weights("part") != whole(**TWO_LAPS)
+
+
+@pytest.mark.parametrize("step", [2, 13])
+def test_a_run_with_weights_of_classes_resumes_bit_for_bit(fit: Fit, step: int) -> None:
+    settings: dict[str, Any] = {"class_weights": "balanced", "clip_norm": 0.5, "lr_schedule": "step", "warmup": 0.2}
+    fit("whole", train=uneven(), **settings)
+    fit("plain", train=uneven(), **{**settings, "class_weights": None})
+    assert fit.weights("whole") != fit.weights("plain")
+    fit("part", train=uneven(), callbacks=[At("on_step_end", step, pause)], **settings)
+    fit("part", train=uneven(), resume=True, **settings)
+    assert fit.weights("part") == fit.weights("whole")
+
+
+def test_weights_for_other_classes_are_refused_before_training(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match="4 numbers, and the model has 3 outputs"):
+        fit("run", class_weights=(1, 2, 3, 4))
+    assert not fit.path("run").exists()
 
 
 class Losses(Callback):
