@@ -30,6 +30,7 @@ IN_FILES = ("folder", "csv")
 ORIENTATIONS = ("exif", "stored")
 BASELINES = ("auto", "measure", "full", "skip")
 EPOCHS_RULES = ("constant", "deeper", "paper")
+STOPS = ("never", "stalled")
 TRAINS = ("all", "last", "norm", "bias")
 
 
@@ -110,6 +111,12 @@ class TrainConfig(Checked):
     warm_heads: int = setting(0, checks.int_from(0))
     """Epochs that come first, in the first lap: the auxiliary head of a module trains alone, at the learning rate that
     its schedule begins with, on what the module puts out in eval mode. For modules with pretrained weights."""
+    patience: int | None = setting(None, checks.int_from(1, optional=True))
+    """Look at the validation set behind every epoch, stop a module whose accuracy there has not risen for so many, and
+    keep the weights of its best epoch. None trains every epoch and keeps the last. Learning rates stay as planned."""
+    stop_when: str = setting("never", checks.one_of(*STOPS))
+    """stalled: the run ends, completed, when two modules in a row are not above the best before them on validation data
+    by more than its standard error; what is deeper, the network's own classifier with it, is not trained."""
     tau: float | str = setting(10.0, checks.number(0.0, math.inf, open_below=True, words=("off", "multiplier")))
     """Step size of the transport cost (its weight is 1 / (2 tau)); "off" is vanilla greedy.
 
@@ -200,15 +207,19 @@ class TrainConfig(Checked):
         if self.epochs_rule == "paper" and self.epochs != DEFAULTS["epochs"]:
             faults.append(f"epochs = {self.epochs}: epochs_rule = 'paper' has its own; leave one of the two out")
         if self.schedule == "parallel":
-            together = {"epochs_rule": self.epochs_rule, "warm_heads": self.warm_heads}
+            names = ("epochs_rule", "warm_heads", "patience", "stop_when")
+            together = {name: getattr(self, name) for name in names}
             faults += [
                 f"{name} = {value!r}: in the parallel schedule all modules train side by side"
                 for name, value in together.items()
                 if value != DEFAULTS[name]
             ]
+        which = "modules = 1" if self.modules == 1 else "train = 'last'"
         if self.warm_heads and (self.modules == 1 or self.train == "last"):
-            which = "modules = 1" if self.modules == 1 else "train = 'last'"
             faults.append(f"warm_heads = {self.warm_heads}: with {which} there are no auxiliary heads")
+        if self.stop_when == "stalled" and (self.modules == 1 or self.train == "last" or self.laps > 1):
+            which = f"laps = {self.laps}" if self.laps > 1 else which
+            faults.append(f"stop_when = 'stalled': with {which} no module is the last that helps")
         return faults
 
     @property

@@ -123,6 +123,15 @@ _declare(
     _P, "epochs_rule", str, "--epochs-rule", "Epochs by depth: all alike, deeper modules more, or as published.",
     choices=config.EPOCHS_RULES,
 )  # fmt: skip
+_declare(_P, "patience", int, "--patience N", "Stop a module that has not gained on validation for N epochs.")
+_declare(
+    _P,
+    "stop_when",
+    str,
+    "--stop-when",
+    "stalled: end the run when deeper modules no longer help.",
+    choices=config.STOPS,
+)
 _declare(_P, "batch_size", int, "--batch-size N", "Samples an optimizer step.")
 _declare(_P, "lr", float, "--lr X", "Learning rate. (default: 0.05 for sgd, 0.001 for adamw)")
 _declare(_P, "lr_schedule", str, "--lr-schedule", "Learning rate over a module's epochs.", choices=config.LR_SCHEDULES)

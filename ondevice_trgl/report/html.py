@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
+from ondevice_trgl.report.ended import stopped_line
 from ondevice_trgl.report.memory import memory_notes
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.report.table import Span, Table, shortened
@@ -114,6 +115,7 @@ def to_html(report: Report) -> str:
                 {
                     "accuracy": accuracy_line(report),
                     "against end-to-end": gain_line(report),
+                    "stopped": stopped_line(report),
                     "time": seconds_line(report),
                 }
             ),

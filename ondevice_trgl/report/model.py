@@ -57,6 +57,10 @@ class ModuleReport:
     """What they are for: weights, gradients, optimizer, activations, head, others, scratch, floor; they add up."""
     frozen: bool = False
     """None of its own parameters is trained: only its auxiliary head, where it has one."""
+    epochs: float | None = None
+    """That it was trained, over all laps."""
+    best_epoch: int | None = None
+    """Of its last lap, from 0: the one whose weights were kept, where every epoch was looked at (`patience`)."""
     passed: bool = False
     """Part of the frozen front: passed through once a lap, without a head, so that it has no accuracies."""
     micro_batch_size: int | None = None
@@ -125,6 +129,8 @@ class SecondsReport:
     total: float = 0.0
     training: float = 0.0
     cache: float = 0.0
+    validation: float = 0.0
+    """Behind every epoch, where `patience` looks at it."""
     baseline: float = 0.0
     per_epoch: float | None = None
     """One epoch of every module, caching included: the figure to hold against `seconds_per_epoch` of a baseline."""
@@ -172,6 +178,9 @@ class Report:
     system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the system counted in the last sitting: `memory_events` of the process's cgroup (high, max, oom, oom_kill),
     `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so."""
+
+    stopped_behind: int | None = None
+    """The last module that was trained, where the run ended as deeper ones no longer helped (`stop_when`)."""
 
     @property
     def held(self) -> bool | None:

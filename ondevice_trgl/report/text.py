@@ -1,5 +1,6 @@
 """A Report as tables and sentences; the HTML page takes the same ones, so that both show the same figures."""
 
+from ondevice_trgl.report.ended import ended, stopped_line
 from ondevice_trgl.report.memory import memory_notes
 from ondevice_trgl.report.model import BaselineReport, ModuleReport, Report
 from ondevice_trgl.report.table import (
@@ -39,16 +40,16 @@ def module_table(report: Report) -> Table:
     return make_table(
         "Modules",
         ("#", "<module", "params", "predicted", "measured", "time", "train", "val", "transport"),
-        [_module_row(module, report.budget_bytes, own=module is report.classifier) for module in report.heads],
+        [_module_row(module, report, own=module is report.classifier) for module in report.heads],
     )
 
 
-def _module_row(module: ModuleReport, budget: int, *, own: bool) -> list[Cell]:
-    measured, cost = module.measured_peak_bytes, module.transport_cost
+def _module_row(module: ModuleReport, report: Report, *, own: bool) -> list[Cell]:
+    measured, cost, budget = module.measured_peak_bytes, module.transport_cost, report.budget_bytes
     over = measured is not None and measured > budget
     return [
         str(module.index),
-        module.name + " (own classifier)" * own + " (frozen)" * module.frozen,
+        module.name + " (own classifier)" * own + " (frozen)" * module.frozen + ended(module, report),
         format_count(module.params),
         Span(format_size(module.predicted_peak_bytes), "bad" if module.predicted_peak_bytes > budget else ""),
         None if measured is None else Span(format_size(measured), "bad" if over else ""),
@@ -227,12 +228,12 @@ def gain_line(report: Report) -> str | None:
     baseline, gains = report.trained_end_to_end, report.gains
     if report.accuracy.test is None:
         return None
-    if baseline is None or gains["best_head"] is None or gains["own_classifier"] is None:
+    if baseline is None or gains["best_head"] is None:
         return "against end-to-end not measured; --baseline full trains that to the end too"
-    best, own = (_points(gains[name]) for name in ("best_head", "own_classifier"))
+    own = f", the network's own classifier, which end-to-end has too, {_points(gains['own_classifier'])}"
     return (
         f"test {format_fraction(baseline.test_accuracy)} end-to-end, after as many epochs ({baseline.epochs}); the best"
-        f" head is {best}, the network's own classifier, which end-to-end has too, {own}"
+        f" head is {_points(gains['best_head'])}{'' if gains['own_classifier'] is None else own}"
     )
 
 
@@ -273,7 +274,12 @@ def seconds_line(report: Report) -> str | None:
     seconds = report.seconds
     if not seconds.total:
         return None
-    parts = [("training", seconds.training), ("cache", seconds.cache), ("baselines", seconds.baseline)]
+    parts = [
+        ("training", seconds.training),
+        ("cache", seconds.cache),
+        ("validation", seconds.validation),
+        ("baselines", seconds.baseline),
+    ]
     shares = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts if value)
     return f"{format_seconds(seconds.total)}{f' ({shares})' if shares else ''}"
 
@@ -295,6 +301,7 @@ def report_lines(report: Report, width: int = 100) -> list[Line]:
     for name, known in (
         ("accuracy", accuracy_line(report)),
         ("", gain_line(report)),
+        ("stopped", stopped_line(report)),
         ("time", seconds_line(report)),
     ):
         lines += labelled(name, known, width) if known else []

@@ -73,10 +73,13 @@ class Context:
             pieces=self.partition.pieces(index) if rung.checkpointed else (),
         )
 
-    def sweep(self, index: int, objective: Objective, buffer: Tensor, *, write: bool) -> Swept:
-        """Every sample through module `index`, to the next boundary with `write`; see `sweep`."""
-        module = self.partition.modules[index]
-        return sweep(objective, buffer, self.boundaries, self.progress, module, self.device, self.budget, write=write)
+    def sweep(
+        self, index: int, objective: Objective, buffer: Tensor, *, write: bool, splits: Sequence[str] | None = None
+    ) -> Swept:
+        """Every sample through module `index`, to the next boundary with `write`; of `splits` alone; see `sweep`."""
+        module, parts = self.partition.modules[index], (self.boundaries, self.progress)
+        keep = "val" if splits is None else None
+        return sweep(objective, buffer, *parts, module, self.device, self.budget, write=write, keep=keep, splits=splits)
 
     def buffer(self, index: int, rung: Rung) -> Tensor:
         """An input buffer for module `index`, (micro-batch, *in_shape)."""

@@ -25,6 +25,12 @@ class Measured:
     train_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    best_epoch: int | None = None
+    """Of the lap: the epoch, from 0, with the best accuracy on validation data, where that is looked at every epoch."""
+    best_val: float | None = None
+    judged: int = 0
+    """Epochs of the lap that were."""
+    validation_seconds: float = 0.0
     frozen: bool = False
     """None of the module's own parameters is trained; its auxiliary head is."""
     passed: bool = False

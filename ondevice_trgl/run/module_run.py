@@ -9,6 +9,7 @@ from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
 from ondevice_trgl.run.batches import epoch_order, mix, place
+from ondevice_trgl.run.best import Best
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
@@ -43,6 +44,10 @@ class ModuleRun:
         self.warm = context.warm_epochs(index, lap)
         begun = self.position.epoch or self.position.step
         self.multiplier = Multiplier.of(context.config, self.measured.multiplier if begun else None)
+        if not begun:
+            self.measured.best_epoch = self.measured.best_val = None
+            self.measured.judged = 0
+        self.best = Best(context.store.folder, index, self.module, head)
         self.stepper = stepper_of(context, index, self.position, self.multiplier, lowest=lowest, pressed=pressed)
         if self.multiplier is not None:
             self.measured.multiplier = self.multiplier.value if self.stepper.objective.measures_transport else None
@@ -58,7 +63,11 @@ class ModuleRun:
         random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
         if "rng" in random:
             torch.set_rng_state(random["rng"])
+        self._judge_late()
         for epoch in range(self.position.epoch, self.warm + self.context.epochs(self.index)):
+            if self._is_stalled(epoch):
+                self.context.run.event("stalled", lap=self.lap, module=self.index, epoch=epoch)
+                break
             if self.stepper.objective.warming != (epoch < self.warm):
                 self.stepper.objective.warming = epoch < self.warm
                 self.stepper.objective.train_mode(True)
@@ -86,7 +95,43 @@ class ModuleRun:
             transport_cost=measured.transport_cost, train_accuracy=tally.accuracy(),
             peak_bytes=measured.measured_peak_bytes,
         )  # fmt: skip
+        if self._is_judged(epoch):
+            self._judge(epoch)
         progress.call("on_epoch_end")
+
+    def _is_judged(self, epoch: int) -> bool:
+        return self.context.config.patience is not None and epoch >= self.warm
+
+    def _is_stalled(self, epoch: int) -> bool:
+        """Whether, in front of `epoch`, the best is so many epochs behind as patience allows."""
+        patience, best = self.context.config.patience, self.measured.best_epoch
+        return patience is not None and best is not None and epoch > best + patience
+
+    def _judge_late(self) -> None:
+        """Validation behind an epoch at whose last step the run stopped."""
+        epoch, progress = self.position.epoch - 1, self.context.progress
+        if self.position.step or epoch < self.measured.judged or not self._is_judged(epoch):
+            return
+        progress.start_epoch(epoch, progress.steps)
+        progress.tally = dataclasses.replace(self.position.tally)
+        self._judge(epoch)
+
+    def _judge(self, epoch: int) -> None:
+        """Accuracy on the validation set, in eval mode; weights that are the best so far are kept on disk."""
+        context, progress, measured = self.context, self.context.progress, self.measured
+        started, place = time.perf_counter(), (progress.phase, progress.phase_steps, progress.step)
+        swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=False, splits=("val",))
+        progress.phase, progress.phase_steps, progress.step = place
+        self.stepper.objective.train_mode(True)
+        accuracy = progress.val_accuracy = swept.accuracy["val"]
+        measured.validation_seconds += time.perf_counter() - started
+        measured.judged = epoch + 1
+        context.run.event("validation", lap=self.lap, module=self.index, epoch=epoch, val_accuracy=accuracy)
+        if measured.best_val is None or accuracy > measured.best_val:
+            measured.best_val, measured.best_epoch = accuracy, epoch
+            self.best.keep(epoch)
+            self._checkpoint()  # a run that is resumed looks for what it kept, and not for what came later
+            self.best.drop(but=epoch)
 
     def _step(self, indices: list[int]) -> None:
         progress = self.context.progress
@@ -163,6 +208,8 @@ class ModuleRun:
         """Write the boundary behind the module, its accuracies and its last checkpoint."""
         context, measured, boundaries = self.context, self.measured, self.context.boundaries
         last = self.index == len(context.heads) - 1
+        if measured.best_epoch is not None and measured.best_epoch + 1 < measured.judged:
+            self.best.bring_back(measured.best_epoch)
         started, (read, _) = time.perf_counter(), boundaries.traffic()
         swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=not last)
         measured.cache_seconds += time.perf_counter() - started
@@ -176,6 +223,7 @@ class ModuleRun:
         position = Position(laps_done=self.lap + 1, measured=measured, rung=self.stepper.rung)
         keep = self.stepper.optimizer.state if self.lap + 1 < context.config.laps else {}
         self.checkpointer.save(self.index, position, optim=keep, run=swept.probabilities)
+        self.best.drop()
         self.stepper.close()
         context.run.event("module_end", lap=self.lap, module=self.index, **vars(measured))
         context.progress.call("on_module_end")

@@ -70,6 +70,7 @@ def make_report(
     pressure: Sequence[Mapping[str, Any]] = (),
     budgets: Sequence[Mapping[str, int]] = (),
     system: Mapping[str, Any] | None = None,
+    stopped_behind: int | None = None,
 ) -> Report:
     """The report of a run or, with status "planned" and empty measurements, of a plan.
 
@@ -81,6 +82,8 @@ def make_report(
     epochs = [_epochs(m, mean * config.laps) for m in measured]
     if plan.classifier:  # its epochs in one of the modules' are part of what that takes
         epochs[-1] *= mean / config.own_epochs if not measured[-1].frozen else 1.0
+    trained = slice(None if stopped_behind is None else stopped_behind + 1)
+    timed = list(zip(measured, epochs, strict=True))[trained]
     rows = tuple(_module_report(i, names[i], plan, m) for i, m in enumerate(measured))
     return Report(
         status=status,
@@ -106,8 +109,9 @@ def make_report(
             total=total_seconds,
             training=sum(m.train_seconds for m in measured),
             cache=sum(m.cache_seconds for m in measured),
-            per_epoch=sum((m.train_seconds + m.cache_seconds) / done for m, done in zip(measured, epochs, strict=True))
-            if all(epochs)
+            validation=sum(m.validation_seconds for m in measured),
+            per_epoch=sum((m.train_seconds + m.cache_seconds) / done for m, done in timed)
+            if timed and all(done for _, done in timed)
             else None,
         ),
         environment=environment,
@@ -117,6 +121,7 @@ def make_report(
         pareto=tuple(vars(choice) for choice in plan.pareto) if status == "planned" else (),
         budgets=tuple(budgets),
         system=system or {},
+        stopped_behind=stopped_behind,
     )
 
 
@@ -133,6 +138,8 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         name=name,
         params=measured.params,
         frozen=measured.frozen,
+        epochs=measured.epochs_done or None,
+        best_epoch=measured.best_epoch,
         passed=measured.passed,
         predicted_peak_bytes=plan.predicted_peak_bytes[index],
         predicted_breakdown=vars(plan.predicted_breakdowns[index]) if plan.breakdowns else None,
@@ -158,10 +165,11 @@ def accuracies(
     """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken.
 
     `kind` is that of the auxiliary heads. A network of several modules without a classifier of its own has a last head
-    of another kind than the others. The frozen front has no heads.
+    of another kind than the others. The frozen front has no heads; of a completed run, what has no accuracy was not
+    trained, as it no longer helped.
     """
-    judged = {index: m for index, m in enumerate(measured) if not m.passed}
-    if any(m.train_accuracy is None for m in judged.values()):
+    judged = {index: m for index, m in enumerate(measured) if m.train_accuracy is not None}
+    if not judged:
         return AccuracyReport()
     head = kind if len(judged) > 1 else None
     scores = {index: m.val_accuracy for index, m in judged.items() if m.val_accuracy is not None}
@@ -176,7 +184,7 @@ def accuracies(
     return AccuracyReport(
         best_head=best,
         best_head_val=scores[best],
-        last_head_val=scores[len(measured) - 1],
+        last_head_val=scores.get(len(measured) - 1),
         last_module_val=own[-1] if own else None,
         ensemble_val=ensemble,
         test=measured[best].test_accuracy,

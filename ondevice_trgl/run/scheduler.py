@@ -8,6 +8,7 @@ from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.module_run import ModuleRun
+from ondevice_trgl.run.stalled import has_stalled
 from ondevice_trgl.run.stepper import Pressure
 
 
@@ -21,6 +22,8 @@ class Scheduler:
     """Highest measured outside of every module's own time: set-up, and caching again after a resume."""
     pressures: list[dict[str, Any]] = field(default_factory=list)
     """Every time that memory ran short: where, why, and what was done."""
+    stopped_behind: int | None = None
+    """The module that was the last to be trained, where deeper ones no longer helped."""
     _lowest: dict[int, Rung] = field(default_factory=dict)
     """Rungs that modules had to go down to."""
 
@@ -38,7 +41,19 @@ class Scheduler:
                 if not self._is_done(lap, index):
                     self._reach(index)
                     self._train(lap, index)
+                if self._has_stalled(index):
+                    self.stopped_behind = index
+                    context.run.event("stopped", module=index)
+                    break
             context.progress.call("on_lap_end")
+
+    def _has_stalled(self, index: int) -> bool:
+        """Whether modules behind `index` are not to be trained, as deeper ones have not helped."""
+        context, plan = self.context, self.context.plan
+        if context.config.stop_when != "stalled" or index + 1 >= plan.num_modules:
+            return False
+        heads = [self.checkpointer.position(k).measured.val_accuracy for k in range(plan.passed, index + 1)]
+        return has_stalled([h for h in heads if h is not None], len(context.boundaries.source("val").labels))
 
     def _is_done(self, lap: int, index: int) -> bool:
         return self.checkpointer.position(index).laps_done > lap

@@ -84,8 +84,9 @@ class Session:
             scheduler.checkpointer.restore_callbacks()
             progress.call("on_fit_start")
             scheduler.fit()
-            p.store.assemble(p.run.model, p.aliases, p.record.metadata)
-            p.run.drop_staged()
+            if scheduler.stopped_behind is None:
+                p.store.assemble(p.run.model, p.aliases, p.record.metadata)
+                p.run.drop_staged()
             progress.call("on_fit_end")
             return self._report(scheduler, seconds_before, "completed")
         except Paused:
@@ -167,6 +168,7 @@ class Session:
             pressure=scheduler.pressures,
             budgets=self._budgets(),
             system=self._watch.since(),
+            stopped_behind=scheduler.stopped_behind,
         )
         p.run.write(REPORT, report.to_dict())
         return report

@@ -40,8 +40,10 @@ def sweep(
     *,
     write: bool,
     keep: str | None = "val",
+    splits: Sequence[str] | None = None,
 ) -> Swept:
     """Pass every split of the boundary that is read through `module` and its head, in eval mode, without gradients.
+    With `splits`, those alone.
 
     With `write`, the module's own boundary is cached; of the split `keep` the class probabilities are returned.
     Raises NonFiniteError, StorageError, BudgetExceededError.
@@ -49,7 +51,7 @@ def sweep(
     objective.train_mode(False)
     accuracy: dict[str, float] = {}
     kept: dict[str, Tensor] = {}
-    for split in boundaries.splits:
+    for split in boundaries.splits if splits is None else splits:
         source = boundaries.source(split)
         rows, correct = len(source.labels), 0
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.config import DEFAULTS, TrainConfig
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.errors import PartitionError, UsageError
+from ondevice_trgl.errors import DataError, PartitionError, UsageError
 from ondevice_trgl.model.blueprint import NoBlueprint, to_blueprint
 from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.partition import LocalModule, segments_of
@@ -152,6 +152,10 @@ def stage(
     Memory: of a callable's model, the tensor that is being
     initialised and some megabytes. Raises UsageError, PartitionError, DataError, StorageError.
     """
+    for name in ("patience", "stop_when"):
+        value = getattr(record.config, name)
+        if "val" not in data and value != DEFAULTS[name]:
+            raise DataError(f"{name} = {value!r}: there is no validation set to look at", hint="give fit a val_set")
     with built(made, data, folder, record.config, fill, named, between=between) as (chain, release):
         _check_trained(chain)
         _check_dense(chain)

@@ -21,7 +21,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "budget": "1GiB", "modules": "2", "schedule": "multi-lap", "laps": 2, "epochs": 3, "tau": "multiplier",
         "multiplier_start": 2.0, "multiplier_rate": 0.5, "multiplier_every": 7, "tau_depth": "constant",
         "classifier_epochs": 7, "freeze_until": "layer3", "freeze_norms": True, "train": "norm",
-        "warm_heads": 2, "epochs_rule": "deeper",
+        "warm_heads": 2, "epochs_rule": "deeper", "patience": 3, "stop_when": "never",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "step",
         "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5, "class_weights": "1, 2.5",
         "batch_size": 24,

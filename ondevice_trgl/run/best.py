@@ -1,0 +1,39 @@
+"""The weights of a module's best epoch by validation, on disk while it trains on."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ondevice_trgl.model.partition import LocalModule
+from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.tensorfile import read_tensors, write_tensors
+
+
+class Best:
+    """Of module `index`, in `folder` beside the file that it is saved in."""
+
+    def __init__(self, folder: Path, index: int, module: LocalModule, head: nn.Module | None) -> None:
+        self._folder, self._name = folder, f"{index:03d}.best-"
+        self._parts = {"head": head, **({} if module.frozen else {"module": module})}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = [(name, part) for name, part in self._parts.items() if part is not None]
+        return {f"{name}.{path}": tensor for name, part in parts for path, tensor in state_of(part).items()}
+
+    def keep(self, epoch: int) -> None:
+        """Write what trains, as it is behind `epoch`; what was kept before stays until `drop`. Raises StorageError."""
+        write_tensors(self._folder / f"{self._name}{epoch}", self._tensors())
+
+    @torch.no_grad()
+    def bring_back(self, epoch: int) -> None:
+        """Fill module and head in place, one tensor in memory at a time. Raises DamagedFileError."""
+        path = self._folder / f"{self._name}{epoch}"
+        for name, tensor in self._tensors().items():
+            tensor.copy_(read_tensors(path, name.__eq__)[name])
+
+    def drop(self, *, but: int | None = None) -> None:
+        """Remove what was kept of other epochs than `but`."""
+        for path in self._folder.glob(f"{self._name}*"):
+            if path.name != f"{self._name}{but}":
+                path.unlink(missing_ok=True)
