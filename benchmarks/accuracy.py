@@ -125,7 +125,43 @@ def pictures(count: int, val: int = 300, test: int = 2000) -> Path:
     return folder
 
 
-PARTS = {"fashion": _fashion, "finetune": _finetune}
+def _stagnation(samples: int = 150) -> Part:
+    schedules: dict[str, dict[str, Any]] = {"": {}, "-parallel": {"schedule": "parallel"}}
+    ways = []
+    for schedule, settings in schedules.items():
+        ways += [Way(f"vanilla{schedule}", {"tau": "off", **settings})]
+        ways += [Way(f"branch-{tau:g}{schedule}", {"tau": tau, **settings}) for tau in TAUS]
+        displaced = {"transport": "displacement", **settings}
+        ways += [Way(f"displacement-{tau:g}{schedule}", {"tau": tau, **displaced}) for tau in TAUS]
+        ways += [Way(f"small-weights{schedule}", {"tau": "off", **settings}, workload={"init_gain": 0.05})]
+    steps = samples // 64  # 200 of each module
+    return Part(
+        {"model": "resnet-frozen-10x1x16", "data": "mnist5k", "train_limit": samples, "init_gain": 1.0},
+        {
+            "modules": tuple(f"blocks.{index}" for index in range(10)),
+            "epochs": 200 // steps,
+            "classifier_epochs": 1,  # it is not what this is about
+            "batch_size": 64,
+            "lr": 0.01,
+            "lr_schedule": "constant",
+            "weight_decay": 1e-4,
+            "label_smoothing": 0.0,
+            "head": "3lin",
+            "threads": 1,
+        },
+        tuple(ways),
+        tuple(range(8)),
+    )
+
+
+TAUS = (0.03, 0.1, 1.0)
+"""Of which validation chooses one."""
+PARTS = {
+    "stagnation": _stagnation,
+    "stagnation500": lambda: _stagnation(500),
+    "fashion": _fashion,
+    "finetune": _finetune,
+}
 
 
 def run(part: Part, way: Way, seed: int, budget: str) -> dict[str, Any]:

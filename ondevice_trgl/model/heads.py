@@ -96,7 +96,7 @@ def _conv(shape: Shape, classes: int, step: int) -> list[nn.Module]:
 
 
 def _mlp(shape: Shape, classes: int, step: int) -> list[nn.Module]:
-    """The paper's 3LIN: three linear layers, after pooling so far that they see at most 1024 features (or C).
+    """Three linear layers, as the paper's 3LIN, after pooling so far that they see at most 1024 features (or C).
 
     At most 0.3 M weights for up to 1024 channels, and next to no activations. The first two steps halve the width, the
     third pools to half the side, and so on.
@@ -114,6 +114,18 @@ def _mlp(shape: Shape, classes: int, step: int) -> list[nn.Module]:
         nn.ReLU(),
         nn.Linear(width, classes),
     ]
+
+
+def _three_linear(shape: Shape, classes: int, step: int) -> list[nn.Module]:
+    """The paper's 3LIN: three linear layers on all that there is, each half as wide as the one before.
+
+    A step halves the width of the first two: of a large activation the head stays large, C·space·32 at the least.
+    """
+    features = math.prod(shape)
+    width = _narrowed(max(_NARROWEST, features // 2), step)
+    narrow = max(min(width, _NARROWEST), width // 2)
+    layers = [nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, narrow), nn.ReLU()]
+    return [*layers, nn.Linear(narrow, classes)]
 
 
 def _mlp_sr(shape: Shape, classes: int, step: int) -> list[nn.Module]:
@@ -141,6 +153,7 @@ _HEADS: dict[str, Callable[[Shape, int, int], list[nn.Module]]] = {
     "conv": _conv,
     "mlp": _mlp,
     "mlp-sr": _mlp_sr,
+    "3lin": _three_linear,
 }
 
 

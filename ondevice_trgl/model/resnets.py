@@ -91,10 +91,12 @@ def frozen_stem(network: ResNet, in_channels: int) -> ResNet:
     assert isinstance(first, nn.Conv2d)
     width = first.out_channels
     layers = [
-        nn.Conv2d(in_channels, width, 3, 2, 1),
+        nn.Conv2d(in_channels, width, 3, 1, 1),
         nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 3, 2, 1),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, width, 3, 1, 1),
         nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
     ]
     for layer in layers:
         if isinstance(layer, nn.Conv2d):

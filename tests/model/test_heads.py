@@ -14,8 +14,8 @@ from ondevice_trgl.model.zoo import build_model
 @pytest.mark.parametrize(
     "shape", [(8, 5, 7), (3, 1, 1), (4, 16, 16), (600, 2, 2), (9,), (6, 12), (2, 3, 4, 5), (2, 3, 2, 2, 3)]
 )
-@pytest.mark.parametrize("name", ["pooled-linear", "mlp"])
-def test_pooled_heads_take_every_layout(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", ["pooled-linear", "mlp", "3lin"])
+def test_heads_of_linear_layers_take_every_layout(name: str, shape: tuple[int, ...]) -> None:
     head = build_head(name, shape, 7)
     assert head(torch.randn(4, *shape)).shape == (4, 7)
     assert head.eval()(torch.randn(1, *shape)).shape == (1, 7)
@@ -104,3 +104,9 @@ def test_names_in_the_state_of_a_head_on_images_are_those_of_its_layers() -> Non
     assert list(build_head("mlp", (6, 8, 8), 4).state_dict()) == [
         f"{layer}.{what}" for layer in (2, 4, 6) for what in ("weight", "bias")
     ]
+
+
+def test_three_linear_layers_see_all_that_there_is() -> None:
+    head = build_head("3lin", (16, 7, 7), 10)
+    assert [p.shape for p in head.parameters() if p.ndim == 2] == [(392, 784), (196, 392), (10, 196)]
+    assert parameter_count(build_head("3lin", (16, 7, 7), 10, limit=SMALL)) <= SMALL
