@@ -21,6 +21,8 @@ from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.report.model import read_report
 from tests.asked_here import train_job
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 Image = pytest.importorskip("PIL.Image")
 MODEL, SIZE = "resnet-preact-3x4", 8
 RED, BLUE = (200, 60, 60), (60, 60, 200)

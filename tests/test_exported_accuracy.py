@@ -13,6 +13,8 @@ from tests.asked_here import Trainer
 from tests.model.test_own_networks import EQUAL, logits
 from tests.model.test_own_networks_more import MORE
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 
 def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """A bright row: its number is the class."""

@@ -17,6 +17,8 @@ from ondevice_trgl.run.guards import global_state_kept
 from tests.asked_here import plan_job, train_job
 from tests.run.test_inputs import Text, accuracy, words
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 HERE = "tests.test_text_jobs"
 
 

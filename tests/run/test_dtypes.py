@@ -8,6 +8,8 @@ from ondevice_trgl import PartitionError
 from tests.asked_here import Trainer
 from tests.run.conftest import CLASSES, Fit, config, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 
 class Mixed(nn.Module):
     """(B, 1, 6, 6) -> (B, 3): `dtype` from the second layer on, float32 again behind the third, or not at all."""

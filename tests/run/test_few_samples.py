@@ -12,6 +12,8 @@ from ondevice_trgl.plan.planner import make_plan
 from ondevice_trgl.setup import planning
 from tests.run.conftest import CLASSES, Fit, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 
 class Pooled(nn.Module):
     """(B, 1, 6, 6) -> (B, 3); `norm` sees 1x1."""

@@ -14,6 +14,8 @@ from ondevice_trgl.report.text import module_table
 from tests.asked_here import Trainer
 from tests.run.conftest import At, Fit, Net, config, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 PARTS = {0: ("stem.", "blocks.0."), 1: ("blocks.1.",), 2: ("blocks.2.", "classifier.")}
 
 

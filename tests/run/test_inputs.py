@@ -14,6 +14,8 @@ from ondevice_trgl.run.inputs import check_ids, traced
 from tests.asked_here import Trainer
 from tests.run.conftest import CLASSES, At, Fit, config, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 WORDS, LENGTH = 50, 7
 
 

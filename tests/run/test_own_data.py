@@ -9,6 +9,8 @@ from torch.utils.data import Dataset, TensorDataset
 from ondevice_trgl import DataError, RunState
 from tests.run.conftest import CLASSES, At, Fit, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 
 class Failing(Dataset[Any]):
     """`samples(26)`, but that reading sample 7 fails once it is `broken`."""

@@ -21,6 +21,8 @@ from ondevice_trgl.run.run_dir import PLAN, RunDir
 from tests.asked_here import train_job
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 PARALLEL: dict[str, Any] = {"schedule": "parallel"}
 STEPS = 2 * 3
 """2 epochs, 26 samples in batches of 8: then come two epochs of the classifier."""

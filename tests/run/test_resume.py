@@ -12,6 +12,8 @@ from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunD
 from tests.asked_here import Trainer
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 STEPS = 4 * 2 * 3
 """3 modules, 2 epochs, 26 samples in batches of 8."""
 

@@ -22,6 +22,8 @@ from ondevice_trgl.run.stalled import has_stalled
 from tests.asked_here import Trainer, train_job
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 EPOCHS, PATIENCE = 6, 2
 USUAL: dict[str, Any] = {"epochs": EPOCHS, "patience": PATIENCE, "lr": 0.02}
 

@@ -15,6 +15,8 @@ from ondevice_trgl.report.text import accuracy_line, module_table, plan_line
 from tests.asked_here import Trainer
 from tests.run.conftest import At, Fit, Net, config, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 NORMS = {f"blocks.{k}.norm" for k in range(3)}
 
 
