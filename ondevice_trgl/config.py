@@ -5,8 +5,10 @@ needs `TrainConfig` alone. Every fault is reported, not only the first.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ondevice_trgl import checks
 from ondevice_trgl.checks import Checked, setting
@@ -22,6 +24,7 @@ HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr", "3lin")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "constant", "step")
 MOST_WARMUP = 0.9
+CROSS_ENTROPY = "cross-entropy"
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
@@ -151,6 +154,10 @@ class TrainConfig(Checked):
     weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
     clip_norm: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Most that the norm of all gradients of a module's step may be; larger ones are scaled down to it."""
+    loss: str | Callable[[Any, Any], Any] = setting(CROSS_ENTROPY, checks.loss)
+    """cross-entropy, or a function (logits, labels) -> scalar, the mean over samples, itself or as pkg.module:callable.
+
+    Without its own the plan counts what cross-entropy takes. A run remembers a function by its name."""
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
     class_weights: str | tuple[float, ...] | None = setting(None, checks.class_weights)
     """Of each class in the cross-entropy, in the order of the classes, scaled to a mean of 1 over the training samples;
@@ -191,6 +198,9 @@ class TrainConfig(Checked):
                 faults.append(
                     f"{name} = {checks.plain(value)}: lr_schedule = {self.lr_schedule!r} has none; set 'step'"
                 )
+        for name in ("label_smoothing", "class_weights") if self.loss != CROSS_ENTROPY else ():
+            if (value := getattr(self, name)) != DEFAULTS[name]:
+                faults.append(f"{name} = {checks.plain(value)}: loss = {self.loss_name} has none, cross-entropy has")
         if self.balance and self.class_weights == "balanced":
             faults.append("class_weights = 'balanced': balance draws classes equally often already; leave one out")
         if self.tau_depth != "constant" and isinstance(self.tau, str):
@@ -257,6 +267,18 @@ class TrainConfig(Checked):
         """Epochs of `modules` in the mean, in each lap."""
         modules = max(1, modules)
         return max(1, round(sum(self.epochs_of(k, modules) for k in range(modules)) / modules))
+
+    @property
+    def loss_name(self) -> str:
+        """The loss in words: pkg.module:callable of a function."""
+        if isinstance(self.loss, str):
+            return self.loss
+        known = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
+        return f"{known.__module__}:{known.__qualname__}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values, a loss by its name."""
+        return {**super().to_dict(), "loss": self.loss_name}
 
     @property
     def has_transport(self) -> bool:

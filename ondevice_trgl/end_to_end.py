@@ -15,7 +15,7 @@ from ondevice_trgl.model.partition import segments_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
-from ondevice_trgl.trgl.loss import class_weights, cross_entropy
+from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.optim import Optimizer
 
 LEAST_STEPS, MOST_STEPS = 3, 24
@@ -107,7 +107,7 @@ def plain(
         drop_last=True,
     )
 
-    weights = class_weights(config, data.train.labels, data.num_classes)
+    task = task_loss(config, data.train.labels, data.num_classes)
 
     def steps() -> Iterator[None]:
         _train_mode(model, chain)
@@ -115,7 +115,7 @@ def plain(
             for images, labels in train:
                 optimizer.zero_grad()
                 output = logits_of(model(images.to(device)), name)
-                loss = cross_entropy(output, labels.to(device), config.label_smoothing, weights)
+                loss = task(output, labels.to(device))
                 loss.backward()
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -176,10 +176,7 @@ def tuned(
     )
     buffer = buffer_for(micro, data.input_shape, dtype)
 
-    weights = class_weights(config, data.train.labels, data.num_classes)
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, config.label_smoothing, weights)
+    loss = task_loss(config, data.train.labels, data.num_classes)
 
     def steps() -> Iterator[None]:
         epoch = done = 0

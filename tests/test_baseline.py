@@ -279,6 +279,25 @@ def test_trained_to_the_end_it_is_what_plain_torch_trains(tmp_path: Path, name: 
     assert report.test_accuracy == sum(right["test"]) / len(data.test)
 
 
+@pytest.mark.parametrize("name", ["e2e", "plain"])
+def test_it_has_the_loss_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "own_losses.py").write_text(
+        "from torch.nn import functional\n"
+        "rows = []\n"
+        "def margin(logits, labels):\n"
+        "    rows.append(len(labels))\n"
+        "    return functional.multi_margin_loss(logits, labels)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_losses", raising=False)
+    with global_state_kept(1):
+        config = dataclasses.replace(CONFIG, loss="own_losses:margin")
+        report = baseline._measure(request(tmp_path, name, config=config))
+    assert report.status == "measured"
+    assert len(sys.modules["own_losses"].rows) > report.batch_size // report.micro_batch_size
+
+
 def test_its_rates_are_those_of_a_module_every_lap_anew() -> None:
     config = TrainConfig(
         lr=1.0, lr_schedule="step", lr_steps=(0.5,), warmup=0.2, epochs=2, laps=2, schedule="multi-lap"

@@ -58,6 +58,10 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("lr_gamma", 0.0),
         ("lr_gamma", 2),
         ("clip_norm", 0),
+        ("loss", "focal"),
+        ("loss", ":f"),
+        ("loss", "pkg:"),
+        ("loss", 3),
         ("class_weights", "even"),
         ("class_weights", (1.0,)),
         ("class_weights", (1.0, -1.0)),
@@ -143,6 +147,15 @@ def test_laps_need_the_multi_lap_schedule() -> None:
     with pytest.raises(ConfigError, match="laps = 2"):
         TrainConfig(laps=2)
     assert TrainConfig(laps=2, schedule="multi-lap").laps == 2
+
+
+def test_what_is_of_cross_entropy_is_refused_with_another_loss() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(loss="pkg.losses:focal", label_smoothing=0.0, class_weights=(1, 2))
+    assert caught.value.faults == (
+        "label_smoothing = 0.0: loss = pkg.losses:focal has none, cross-entropy has",
+        "class_weights = [1, 2]: loss = pkg.losses:focal has none, cross-entropy has",
+    )
 
 
 def test_classes_are_not_balanced_twice() -> None:

@@ -157,6 +157,7 @@ _declare(_P, "multiplier_rate", float, "--multiplier-rate X", "How far it moves,
 _declare(_P, "multiplier_every", int, "--multiplier-every N", "Steps between two such moves.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
 _declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
+_declare(_P, "loss", str, "--loss NAME", "Your own loss of (logits, labels) as pkg.module:callable.")
 _declare(
     _P, "class_weights", str, "--class-weights balanced|X,...", "Weight of each class in the loss, in their order."
 )

@@ -19,7 +19,7 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.run.sweep import Swept, sweep
-from ondevice_trgl.trgl.loss import class_weights
+from ondevice_trgl.trgl.loss import Loss, task_loss
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.step import Objective
 
@@ -53,10 +53,9 @@ class Context:
         release_memory()
 
     @cached_property
-    def class_weights(self) -> Tensor | None:
-        """Of the task loss, float32 (classes,), or None."""
-        labels = self.boundaries.source("train").labels
-        return class_weights(self.config, labels, self.partition.chain.num_outputs)
+    def loss(self) -> Loss:
+        """The task loss of every module. Raises UsageError."""
+        return task_loss(self.config, self.boundaries.source("train").labels, self.partition.chain.num_outputs)
 
     def objective(self, index: int, rung: Rung, multiplier: Multiplier | None = None) -> Objective:
         """The TRGL objective of module `index`, as `rung` trains it, under its `multiplier` where it has one."""
@@ -68,7 +67,7 @@ class Context:
             transport=config.transport,
             transport_norm=config.transport_norm,
             label_smoothing=config.label_smoothing,
-            class_weights=self.class_weights,
+            loss=self.loss,
             multiplier=multiplier,
             pieces=self.partition.pieces(index) if rung.checkpointed else (),
         )

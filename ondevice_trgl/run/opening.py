@@ -28,7 +28,7 @@ from ondevice_trgl.run.guards import outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
-from ondevice_trgl.trgl.loss import class_weights
+from ondevice_trgl.trgl.loss import task_loss
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | No
     if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
         check_zero_used(train.labels, what="train set")
     if config is not None:
-        class_weights(config, train.labels, chain.num_outputs)  # whether they fit
+        task_loss(config, train.labels, chain.num_outputs)  # whether there is one, and it fits
     if (constant := getattr(train, "constant", None)) is not None:
         raise all_alike("the train set", len(train.labels), constant, kind="number")
     check_ids(chain, data)

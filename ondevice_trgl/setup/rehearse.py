@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.run.sweep import sweep
+from ondevice_trgl.trgl.loss import cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective
@@ -234,6 +236,8 @@ class Rehearsals:
         config, module, plan = self._config, scene.module, scene.plan
         head = None if scene.is_last or module.passed else head_behind(module, config.head, self._chain.num_outputs)
 
+        weights = torch.ones(self._chain.num_outputs) if config.class_weights else None
+
         def objective(rung: Rung) -> Objective:
             return Objective(
                 module,
@@ -242,7 +246,7 @@ class Rehearsals:
                 transport=config.transport,
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
-                class_weights=torch.ones(self._chain.num_outputs) if config.class_weights else None,
+                loss=partial(cross_entropy, label_smoothing=config.label_smoothing, weights=weights),
                 multiplier=Multiplier.of(config),
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )

@@ -1,11 +1,90 @@
-"""The task loss of a batch: cross-entropy, and the weights that classes have in it."""
+"""The task loss of a batch: cross-entropy, and the weights that classes have in it; or a callable of the user's."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.errors import ConfigError
+from ondevice_trgl.config import CROSS_ENTROPY, TrainConfig
+from ondevice_trgl.errors import ConfigError, UsageError, first_line
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, classes), labels int64 (B,)) -> scalar, the mean over the samples."""
+
+
+def task_loss(config: TrainConfig, labels: Tensor, classes: int) -> Loss:
+    """The loss that `config` asks for, to train on `labels`. Raises ConfigError, UsageError."""
+    if config.loss == CROSS_ENTROPY:
+        weights = class_weights(config, labels, classes)
+        return partial(cross_entropy, label_smoothing=config.label_smoothing, weights=weights)
+    loss = _Checked(_imported(config.loss) if isinstance(config.loss, str) else config.loss, config.loss_name)
+    loss.try_out(labels[:8], classes)
+    return loss
+
+
+class _Checked:
+    """A loss of the user's, whose result is looked at every time."""
+
+    def __init__(self, function: Loss, name: str) -> None:
+        self._function, self._name = function, name
+
+    def try_out(self, labels: Tensor, classes: int) -> None:
+        """Raises UsageError where it does not take the labels of this work, or gives no loss."""
+        logits = torch.zeros(len(labels), classes, requires_grad=True)
+        with torch.random.fork_rng(devices=[]):
+            try:
+                self(logits, labels)
+            except UsageError:
+                raise
+            except Exception as error:
+                raise UsageError(
+                    f"loss {self._name} raised {type(error).__name__}: {first_line(error)}",
+                    hint=f"it is given logits of shape (B, {classes}) and whole numbers (B,), the classes",
+                ) from error
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        found: Any = self._function(logits, labels)
+        if not isinstance(found, Tensor):
+            got = type(found).__name__
+        elif found.ndim or not found.is_floating_point():
+            got = f"a tensor of shape {tuple(found.shape)}, {found.dtype}"
+        elif not found.requires_grad and logits.requires_grad:
+            got = "a number that has no gradient"
+        else:
+            return found
+        raise UsageError(
+            f"loss {self._name} returned {got}",
+            hint="return a scalar tensor made from the logits: the mean over samples",
+        )
+
+
+def _imported(name: str) -> Loss:
+    place, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as for models and data: a console script would not find what is in this folder
+    try:
+        found: Any = importlib.import_module(place)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"loss {name!r} cannot be imported: {first_line(error)}",
+            hint="write it as pkg.module:callable, importable from here",
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise UsageError(
+            f"loss {name!r} is {type(found).__name__}, expected a callable", hint="name a function of (logits, labels)"
+        )
+    checked: Loss = found
+    return checked
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:

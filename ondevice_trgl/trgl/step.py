@@ -8,6 +8,7 @@ or with 1 / lambda in place of 1 / (2 tau), see `Multiplier`.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.trgl.checkpoint import checkpointed
-from ondevice_trgl.trgl.loss import cross_entropy
+from ondevice_trgl.trgl.loss import Loss, cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
@@ -58,6 +59,7 @@ class Objective:
     With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass. A frozen
     module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy. One of
     the frozen front has no head, and its output is no class scores.
+    `loss` is the task loss; None is cross-entropy with `label_smoothing`.
     A `multiplier`, which may move between two steps, weighs the transport cost in place of `tau`.
     """
 
@@ -70,7 +72,7 @@ class Objective:
         transport: str,
         transport_norm: str,
         label_smoothing: float,
-        class_weights: Tensor | None = None,
+        loss: Loss | None = None,
         multiplier: Multiplier | None = None,
         pieces: Sequence[LocalModule] = (),
     ) -> None:
@@ -80,7 +82,7 @@ class Objective:
         """Whether the module is, for now, passed through as a frozen one is, its head training alone."""
         self._multiplier = multiplier
         self._fixed = 0.0 if tau is None else 0.5 / tau
-        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self._loss = loss or partial(cross_entropy, label_smoothing=label_smoothing)
         self.measures_transport = bool(self.weight and not self.frozen and has_transport(module, transport))
         """Whether there is any here to weigh."""
         measured = self.measures_transport
@@ -129,7 +131,7 @@ class Objective:
             onward(out.detach())
         logits = out if self.head is None else self.head(out)
         del out
-        task = cross_entropy(logits, labels, self.label_smoothing, self.class_weights)
+        task = self._loss(logits, labels)
         loss = task if transport is None else task + self.weight * transport
         correct = int((logits.detach().argmax(1) == labels).sum())
         del logits

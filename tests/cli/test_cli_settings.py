@@ -23,7 +23,8 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "classifier_epochs": 7, "freeze_until": "layer3", "freeze_norms": True, "train": "norm",
         "warm_heads": 2, "epochs_rule": "deeper", "patience": 3, "stop_when": "never",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "step",
-        "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5, "class_weights": "1, 2.5",
+        "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5, "loss": "cross-entropy",
+        "class_weights": "1, 2.5",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
         "device": "cuda:1", "threads": 3, "seed": 7, "balance": True,
@@ -108,6 +109,13 @@ def test_modules_that_make_no_sense(cli: Cli, jobs: Jobs, text: str) -> None:
     assert result.code == 2
     assert "modules = " in result.err
     assert jobs.calls == []
+
+
+def test_a_loss_by_name_and_balanced_classes(cli: Cli, jobs: Jobs) -> None:
+    cli("train", *BUDGET, "--loss", "my.losses:focal")
+    cli("train", *BUDGET, "--class-weights", "balanced")
+    assert (jobs.jobs[0].config.loss, jobs.jobs[1].config.class_weights) == ("my.losses:focal", "balanced")
+    assert cli("train", *BUDGET, "--loss", "focal").code == 2
 
 
 def test_tau_off_and_by_depth(cli: Cli, jobs: Jobs) -> None:

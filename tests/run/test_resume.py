@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState
@@ -170,6 +171,20 @@ def test_weights_for_other_classes_are_refused_before_training(fit: Fit) -> None
     with pytest.raises(ConfigError, match="4 numbers, and the model has 3 outputs"):
         fit("run", class_weights=(1, 2, 3, 4))
     assert not fit.path("run").exists()
+
+
+def smoothed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def test_a_loss_of_ones_own_trains_is_remembered_by_name_and_resumes(fit: Fit, whole: Whole) -> None:
+    fit("part", loss=smoothed, callbacks=[At("on_step_end", 4, pause)])
+    with pytest.raises(RunDirError, match="made with other settings: loss"):
+        fit("part", resume=True)
+    fit("part", resume=True, loss=smoothed)
+    assert fit.weights("part") == whole()
+    fit("other", loss=functional.multi_margin_loss)
+    assert fit.weights("other") != whole()
 
 
 class Losses(Callback):

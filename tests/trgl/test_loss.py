@@ -1,12 +1,16 @@
 """Cross-entropy with weights of classes: torch's, but for what it is divided by."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.errors import ConfigError
-from ondevice_trgl.trgl.loss import class_weights, cross_entropy
+from ondevice_trgl.errors import ConfigError, UsageError
+from ondevice_trgl.trgl.loss import class_weights, cross_entropy, task_loss
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, accumulate
 from tests.trgl.test_step import batch, first_module, objective
@@ -61,7 +65,8 @@ def test_micro_batches_of_any_classes_add_up_to_the_batch(micro: int) -> None:
     for size in (12, micro):
         goal = Objective(
             first_module(), objective(first_module()).head, tau=None, transport="branch", transport_norm="mean",
-            label_smoothing=0.1, class_weights=torch.tensor([0.2, 1.0, 3.0]),
+            label_smoothing=0.0,
+            loss=partial(cross_entropy, label_smoothing=0.1, weights=torch.tensor([0.2, 1.0, 3.0])),
         )  # fmt: skip
         parts = [(z[i : i + size], labels[i : i + size]) for i in range(0, 12, size)]
         tally = accumulate(goal, parts, 12 // size)
@@ -71,3 +76,54 @@ def test_micro_batches_of_any_classes_add_up_to_the_batch(micro: int) -> None:
         assert whole is not None
         assert part is not None
         assert torch.allclose(whole, part, atol=1e-6)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.multi_margin_loss(logits, labels)
+
+
+NUMBER = 3
+HERE = "tests.trgl.test_loss"
+
+
+def test_a_loss_of_ones_own_comes_itself_or_by_name() -> None:
+    logits = torch.randn(12, 4)
+    for given in (margin, f"{HERE}:margin"):
+        config = TrainConfig(loss=given)
+        assert torch.equal(task_loss(config, LABELS, 4)(logits, LABELS), margin(logits, LABELS))
+        assert config.to_dict()["loss"] == f"{HERE}:margin"
+    assert TrainConfig(loss=partial(margin)).loss_name == "functools:partial"
+    default = task_loss(TrainConfig(), LABELS, 4)(logits, LABELS)
+    assert torch.equal(default, functional.cross_entropy(logits, LABELS, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_package:f", "cannot be imported: No module named 'no_such_package'"),
+        (f"{HERE}:absent", "cannot be imported: .*absent"),
+        (f"{HERE}:NUMBER", "is int, expected a callable"),
+    ],
+)
+def test_a_name_that_is_no_loss_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        task_loss(TrainConfig(loss=name), LABELS, 4)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda logits, labels: 1.0, "returned float"),
+        (lambda logits, labels: logits.square().mean(1), r"returned a tensor of shape \(8,\), torch.float32"),
+        (lambda logits, labels: logits.detach().mean(), "returned a number that has no gradient"),
+        (lambda logits, labels: functional.mse_loss(logits, labels), "raised RuntimeError: "),
+        (lambda logits: logits.mean(), "raised TypeError: "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_what_gives_no_loss_is_told_of_before_training(function: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        task_loss(TrainConfig(loss=function), LABELS, 4)
+    assert HERE in caught.value.message
+    assert "(B" in str(caught.value.hint) or "mean over samples" in str(caught.value.hint)
