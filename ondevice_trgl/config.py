@@ -112,8 +112,8 @@ class TrainConfig(Checked):
     """constant: `epochs` for every module; deeper: 2k / (K + 1) times as many for module k of K, `epochs` in the mean,
     one at least; paper: 50 + 10k in the sequential schedule, 10 + 2k a lap in multi-lap, and `epochs` is not asked."""
     warm_heads: int = setting(0, checks.int_from(0))
-    """Epochs that come first, in the first lap: the auxiliary head of a module trains alone, at the learning rate that
-    its schedule begins with, on what the module puts out in eval mode. For modules with pretrained weights."""
+    """Epochs that come first, in the first lap: a module's auxiliary head trains alone, at the whole learning rate,
+    on what the module puts out in eval mode. For modules with pretrained weights."""
     patience: int | None = setting(None, checks.int_from(1, optional=True))
     """Look at the validation set behind every epoch, stop a module whose accuracy there has not risen for so many, and
     keep the weights of its best epoch. None trains every epoch and keeps the last. Learning rates stay as planned."""

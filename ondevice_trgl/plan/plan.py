@@ -116,8 +116,8 @@ class Plan:
 
     @property
     def micro_batch_size(self) -> int:
-        """The smallest of the modules'."""
-        return min(rung.micro_batch_size for rung in self.rungs)
+        """The smallest of the modules' that train; in the frozen front it makes no difference."""
+        return min(rung.micro_batch_size for rung in self.rungs[self.passed :])
 
     @property
     def checkpointed(self) -> bool:

@@ -38,11 +38,12 @@ def _modules(plan: Plan, config: TrainConfig) -> list[str]:
         tail.insert(0, front.format("one module" if plan.passed == 1 else f"{plan.passed} modules"))
     if not count:
         return tail
+    modules = "1 module" if count == 1 else f"{count} modules"
     if config.modules != "auto":
-        return [f"{count} modules{' behind the frozen front' if plan.passed else ''}, as asked", *tail]
+        return [f"{modules}{' behind the frozen front' if plan.passed else ''}, as asked", *tail]
     if plan.micro_batch_size == plan.batch_size and not (plan.checkpointed or plan.spilled):
-        return [f"{count} modules: the fewest that fit {budget} at the full batch of {plan.batch_size}", *tail]
-    return [f"{count} modules: at the full batch of {plan.batch_size} no number of modules fits {budget}", *tail]
+        return [f"{modules}: the fewest that fit {budget} at the full batch of {plan.batch_size}", *tail]
+    return [f"{modules}: at the full batch of {plan.batch_size} no number of modules fits {budget}", *tail]
 
 
 def _end_to_end(plan: Plan) -> list[str]:
@@ -55,7 +56,7 @@ def _end_to_end(plan: Plan) -> list[str]:
 
 
 def _micro_batches(plan: Plan, config: TrainConfig, *, exact: bool) -> list[str]:
-    small = [k for k, rung in enumerate(plan.rungs) if rung.micro_batch_size < plan.batch_size]
+    small = [k for k, rung in enumerate(plan.rungs) if rung.micro_batch_size < plan.batch_size and k >= plan.passed]
     if not small:
         return []
     if config.micro_batch == plan.micro_batch_size:

@@ -237,5 +237,7 @@ class ModuleRun:
 
     def _lr(self) -> float:
         progress = self.context.progress
-        done = max(0, (progress.epoch - self.warm) * progress.steps + progress.step)
+        if progress.epoch < self.warm:
+            return self.context.config.learning_rate
+        done = (progress.epoch - self.warm) * progress.steps + progress.step
         return self.context.config.learning_rate_at(done / (self.context.epochs(self.index) * progress.steps))

@@ -19,6 +19,7 @@ from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.estimate import estimate
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.plan.planner import make_plan
+from ondevice_trgl.plan.reasons import reasons_for
 
 FLOOR = 10**8
 
@@ -51,7 +52,7 @@ def test_the_front_is_one_module_where_that_fits_and_several_where_it_does_not(
     assert (roomy.passed, roomy.num_modules) == (1, 2)
     assert roomy.rungs[0].peak_bytes < roomy.rungs[1].peak_bytes
     assert costs.heads[: chain.prefix] == (None,) * chain.prefix
-    assert roomy.reasons[0].startswith("1 modules: the fewest that fit")
+    assert roomy.reasons[0].startswith("1 module: the fewest that fit")
     assert "the frozen front is one module" in roomy.reasons[1]
     with pytest.raises(BudgetInfeasibleError) as caught:
         plan(frozen, FLOOR)
@@ -70,6 +71,15 @@ def test_a_front_of_large_weights_is_cut(frozen: tuple[Chain, Costs, TrainConfig
     assert made.bounds[made.passed] == chain.prefix
     assert f"the frozen front is {made.passed} modules" in "".join(made.reasons)
     assert max(made.predicted_peak_bytes) <= made.budget_bytes
+
+
+def test_samples_in_the_front_at_a_time_are_nobodys_micro_batch(frozen: tuple[Chain, Costs, TrainConfig]) -> None:
+    made = plan(frozen, 10**12)
+    small = dataclasses.replace(made.ladders[0][-1], micro_batch_size=2)
+    changed = dataclasses.replace(made, ladders=((small,), *made.ladders[1:]))
+    again = reasons_for(changed, frozen[2], 80, exact=False)
+    assert (again.micro_batch_size, again.grad_accum_steps) == (made.batch_size, 1)
+    assert not [reason for reason in again.reasons if "accumulated" in reason]
 
 
 def test_frozen_norms_neither_mix_samples_nor_pass_for_others() -> None:
