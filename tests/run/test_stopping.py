@@ -67,14 +67,22 @@ def test_validation_behind_every_epoch_changes_nothing_else(fit: Fit, monkeypatc
     assert fit.weights("run") == fit.weights("plain")
 
 
+TWO_LAPS: dict[str, Any] = {"schedule": "multi-lap", "laps": 2, "warm_heads": 1}
+
+
 @pytest.mark.parametrize(
-    ("hook", "number"), [("on_step_end", 3), ("on_step_end", 4), ("on_step_end", 10), ("on_epoch_end", 2)]
+    ("hook", "number", "settings"),
+    [
+        ("on_step_end", 3, {}),  # the last step of an epoch, in front of its validation
+        ("on_step_end", 10, {}),
+        ("on_step_end", 6, TWO_LAPS),
+        ("on_epoch_end", 3, TWO_LAPS),
+    ],
 )
-@pytest.mark.parametrize("settings", [{}, {"schedule": "multi-lap", "laps": 2, "warm_heads": 1}])
 def test_it_resumes_bit_for_bit(fit: Fit, hook: str, number: int, settings: dict[str, Any]) -> None:
     given = {**USUAL, "epochs": 4, "patience": 1, **settings}
     whole = fit("whole", **given)
-    if hook == "on_step_end":  # 3: the last step of an epoch, in front of its validation
+    if hook == "on_step_end":
         fit("part", callbacks=[At(hook, number, lambda run: run.request_pause())], **given)
     else:
         with pytest.raises(CrashError):
