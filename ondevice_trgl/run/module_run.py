@@ -129,7 +129,7 @@ class ModuleRun:
         context.run.event("validation", lap=self.lap, module=self.index, epoch=epoch, val_accuracy=accuracy)
         if measured.best_val is None or accuracy > measured.best_val:
             measured.best_val, measured.best_epoch = accuracy, epoch
-            self.best.keep(epoch)
+            context.budget.attempt(lambda: self.best.keep(epoch), f"keeping the best epoch of module {self.index}")
             self._checkpoint()  # a run that is resumed looks for what it kept, and not for what came later
             self.best.drop(but=epoch)
 
@@ -209,7 +209,8 @@ class ModuleRun:
         context, measured, boundaries = self.context, self.measured, self.context.boundaries
         last = self.index == len(context.heads) - 1
         if measured.best_epoch is not None and measured.best_epoch + 1 < measured.judged:
-            self.best.bring_back(measured.best_epoch)
+            best = measured.best_epoch
+            context.budget.attempt(lambda: self.best.bring_back(best), f"the best epoch of module {self.index}")
         started, (read, _) = time.perf_counter(), boundaries.traffic()
         swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=not last)
         measured.cache_seconds += time.perf_counter() - started

@@ -1,5 +1,6 @@
 """Fine-tuning: what is frozen stays as it was, bit for bit; the frozen front is passed through once, without heads."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ondevice_trgl import Callback, Report, RunState, TrainConfig
+from ondevice_trgl.config import Workload
 from ondevice_trgl.errors import ConfigError, PartitionError, UsageError
 from ondevice_trgl.export import export_run
+from ondevice_trgl.job import Job
+from ondevice_trgl.jobs import evaluate_run
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.text import accuracy_line, module_table, plan_line
-from tests.asked_here import Trainer
+from tests.asked_here import Trainer, train_job
 from tests.run.conftest import At, Fit, Net, config, net, samples
 
 pytestmark = pytest.mark.usefixtures("code_pages_kept")
@@ -238,3 +242,19 @@ def test_epochs_by_depth(fit: Fit) -> None:
     assert {module: count for module, count, _ in left} == {0: 2, 1: 4, 2: 6, 3: 4}
     assert left[-1][2] == pytest.approx(0.0, abs=1e-9)
     assert report.seconds.per_epoch is not None
+
+
+@pytest.mark.parametrize("settings", [{"freeze_until": "blocks.0"}, {"train": "last"}])
+def test_a_run_with_a_frozen_front_is_evaluated(tmp_path: Path, settings: dict[str, Any]) -> None:
+    chosen = TrainConfig(budget="64GB", epochs=1, classifier_epochs=2, threads=1, **settings)
+    work = Workload(model="resnet-preact-3x4", data="synthetic:1x8x8:3:60")
+    report = train_job(Job(work, chosen, tmp_path / "run", baseline="skip"))
+    front = report.modules[0]
+    assert (front.passed, front.val_accuracy) == (True, None)
+    for head in ("best", "last", "ensemble"):
+        found = evaluate_run(tmp_path / "run", head=head)
+        assert found["matches_report"] is (None if head == "ensemble" else True)
+        assert found["heads"][0] is None
+        assert None not in found["heads"][1:]
+    with pytest.raises(UsageError, match="module 0 is frozen and passed through"):
+        evaluate_run(tmp_path / "run", head="0")
