@@ -130,7 +130,8 @@ class Planner:
 
     def _others(self, bounds: Sequence[int]) -> Others:
         """What the modules that `bounds` make keep in memory beside the one that is at work."""
-        modules = bounds[:-1] if self._ends_apart(bounds) else bounds
+        modules = [bound for bound in bounds if bound >= self.chain.prefix]
+        modules = modules[:-1] if self._ends_apart(bounds) else modules
         return others_of(modules, self.costs, self.batch) if self.parallel else NO_OTHERS
 
     def breakdown(self, start: int, stop: int, rung: Rung, others: Others) -> Breakdown:
@@ -284,8 +285,10 @@ class Planner:
     def cache_bytes(self, candidate: Candidate, dtype: str) -> int:
         """Most bytes of boundary activations at one time: the one that is read and the one that is written."""
         sizes = [row_bytes(self.chain.segments[b - 1].out_shape, dtype) for b in candidate.bounds[1:-1]]
-        if self.parallel:
-            return self.rows * (sizes[-1] if self._ends_apart(candidate.bounds) else 0)
+        if self.parallel:  # behind the frozen front one stands while all else trains, and then that of the classifier
+            last = sizes[-1:] if self._ends_apart(candidate.bounds) else []
+            sizes = [*sizes[: sum(stop <= self.chain.prefix for stop in candidate.bounds[1:])], *last]
+            return self.rows * max((a + b for a, b in zip([0, *sizes], sizes, strict=False)), default=0)
         return self.rows * max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
 
     def plan(self, chosen: Candidate, dtype: str, budget: int) -> Plan:

@@ -12,7 +12,6 @@ from ondevice_trgl.units import format_size
 
 _CLASSIFIER = "the network's own classifier comes last, trained on what the modules put out as one more head"
 _FRONT = "the frozen front is {}, passed through once a lap without an auxiliary head; what it puts out is cached"
-_PARALLEL_FRONT = "the frozen front is {} without an auxiliary head, that every batch passes through"
 _INEXACT = "BatchNorm then sees micro-batches, so results differ a little from the full batch"
 
 
@@ -34,8 +33,7 @@ def _modules(plan: Plan, config: TrainConfig) -> list[str]:
     count, budget = plan.num_modules - plan.passed, format_size(plan.budget_bytes)
     tail = [_CLASSIFIER] if plan.classifier else []
     if plan.passed:
-        front = _PARALLEL_FRONT if config.schedule == "parallel" else _FRONT
-        tail.insert(0, front.format("one module" if plan.passed == 1 else f"{plan.passed} modules"))
+        tail.insert(0, _FRONT.format("one module" if plan.passed == 1 else f"{plan.passed} modules"))
     if not count:
         return tail
     modules = "1 module" if count == 1 else f"{count} modules"
@@ -92,9 +90,10 @@ def _spilling(plan: Plan) -> list[str]:
 
 def _cache(plan: Plan, config: TrainConfig) -> list[str]:
     if config.schedule == "parallel":
-        cached = "nothing is cached but what the last puts out, once, for the classifier"
         turns = "parallel: weights and optimizer state of all modules stay in memory"
-        reasons = [f"{turns}; {cached if plan.classifier else 'nothing is cached'}"]
+        cached = ["what the frozen front puts out"] if plan.passed else []
+        cached += ["what the last puts out, once, for the classifier"] if plan.classifier else []
+        reasons = [f"{turns}; nothing is cached{' but ' if cached else ''}{' and '.join(cached)}"]
     else:
         reasons = [
             f"cache on {plan.cache_tier}: "

@@ -2,7 +2,8 @@
 
 What a module puts out, by its weights from before its step, goes on to the next detached, and its graph is gone before
 that one runs. Weights and optimizer state of all modules stay in memory, activations and gradients of one at a time;
-nothing is cached but what the last module puts out, once, for the network's own classifier, which trains behind them.
+nothing is cached but what a frozen front puts out, which is passed through once before, and what the last module puts
+out, once, for the network's own classifier, which trains behind them.
 (arXiv 2309.17357, section 3.3)
 """
 
@@ -51,6 +52,12 @@ class Parallel(Scheduler):
         if self._is_done(0, plan.num_parts - 1):
             return
         progress.call("on_lap_start")
+        for index in range(plan.passed):
+            if not self._is_done(0, index):
+                self._reach(index)
+                self._train(0, index)
+        if context.boundaries.index < plan.passed:
+            self._reach(plan.passed)
         parts, trained = self._parts(), self._is_done(0, plan.num_modules - 1)
         if trained:
             self._sweep(parts)  # what the classifier reads is gone
@@ -64,16 +71,19 @@ class Parallel(Scheduler):
         del parts, self._relay
         progress.together = False
         if plan.classifier:
-            context.boundaries.advance(by=plan.num_modules)
+            context.boundaries.advance(by=plan.num_trained)
             self._train(0, plan.num_modules)
         progress.call("on_lap_end")
+
+    def _stage(self, index: int) -> int:
+        return int(index >= self.context.plan.num_modules)  # the modules, then the classifier
 
     def _parts(self) -> list[_Part]:
         """Every module and head in memory, with its optimizer state."""
         context, progress, budget = self.context, self.context.progress, self.context.budget
-        modules = context.partition.modules[: context.plan.num_modules]
+        modules = context.partition.modules[context.plan.passed : context.plan.num_modules]
         progress.module_name, progress.module_epochs = f"all {len(modules)} modules", context.config.epochs
-        progress.together = True
+        progress.together, progress.stage = True, 0
         progress.enter("load", 0)
         self._note_peak()
         if budget.has_changed(larger=True):
@@ -82,7 +92,7 @@ class Parallel(Scheduler):
             progress.budget_bytes = budget.bytes
         budget.between_modules()
         parts = []
-        for index, module in enumerate(modules):
+        for index, module in enumerate(modules, context.plan.passed):
             context.load(index)
             position = self.checkpointer.position(index)
             begun = position.epoch or position.step
@@ -93,7 +103,6 @@ class Parallel(Scheduler):
                 position.measured,
                 params=parameter_count(module, context.heads[index]),
                 frozen=module.frozen,
-                passed=module.passed,
             )
             if multiplier is not None and not position.laps_done:
                 measured.multiplier = multiplier.value if stepper.objective.measures_transport else None
@@ -107,8 +116,8 @@ class Parallel(Scheduler):
 
     def _train_all(self, parts: list[_Part]) -> None:
         """All epochs that are left. Raises Paused, NonFiniteError, BudgetExceededError, StorageError."""
-        position = self.checkpointer.position(0)
-        random = self.context.store.load_extra(0, "run", torch.device("cpu"))
+        position = self.checkpointer.position(parts[0].index)
+        random = self.context.store.load_extra(parts[0].index, "run", torch.device("cpu"))
         if "rng" in random:
             torch.set_rng_state(random["rng"])
         for epoch in range(position.epoch, self.context.config.epochs):
@@ -161,7 +170,7 @@ class Parallel(Scheduler):
         """The samples `indices` through all modules, each of which makes its step."""
         context, relay = self.context, self._relay
         modules, rate = context.partition.modules, self._lr()
-        relay.begin(source.labels[indices], modules[0].out_shape)
+        relay.begin(source.labels[indices], modules[parts[0].index].out_shape)
         at: Sequence[int] = indices
         for part in parts:
             started, is_last = time.perf_counter(), part is parts[-1]
@@ -173,8 +182,6 @@ class Parallel(Scheduler):
                     tally = part.stepper.step(source, at, rate, None if is_last else relay)
                     part.tally.add(tally)
                     self._move(part, tally)
-                elif not is_last:
-                    part.stepper.pass_on(source, at, relay)
             except NonFiniteError as error:
                 where = f"module {part.index} ({modules[part.index].label})"
                 data = place(part.index, "train")
@@ -265,9 +272,16 @@ class Parallel(Scheduler):
             progress.call("on_module_end")
 
     def _sweep(self, parts: list[_Part]) -> list[Swept]:
-        """Every sample through all modules; what the last puts out is cached where a classifier comes behind it."""
+        """Every sample through the modules in training; what the last puts out is cached where a classifier follows."""
         context = self.context
         return swept_through(
-            [part.stepper for part in parts], context.boundaries, context.progress, context.partition.modules,
-            context.device, context.budget, self._relay, context.plan.batch_size, write=context.plan.classifier,
-        )  # fmt: skip
+            [part.stepper for part in parts],
+            context.boundaries,
+            context.progress,
+            [context.partition.modules[part.index] for part in parts],
+            context.device,
+            context.budget,
+            self._relay,
+            context.plan.batch_size,
+            write=context.plan.classifier,
+        )

@@ -72,7 +72,7 @@ class Scheduler:
     def _train(self, lap: int, index: int) -> None:
         context, progress, budget = self.context, self.context.progress, self.context.budget
         progress.module, progress.module_name = index, context.partition.modules[index].label
-        progress.stage = min(index, len(progress.lengths) - 1)
+        progress.stage = self._stage(index)
         progress.module_epochs = context.warm_epochs(index, lap) + context.epochs(index)
         progress.enter("load", 0)
         self.peak_outside = max(self.peak_outside, budget.note_peak())
@@ -98,6 +98,10 @@ class Scheduler:
             context.boundaries.rewind()
         else:
             context.boundaries.advance()
+
+    def _stage(self, index: int) -> int:
+        """Of the stretches that a lap goes through, the one of module `index`."""
+        return index
 
     def _pressed(self, lap: int, index: int, pressure: Pressure, rung: Rung) -> None:
         progress = self.context.progress

@@ -140,16 +140,6 @@ class Stepper:
         self._between = self._between or self._budget.held_bytes()
         return tally
 
-    def pass_on(self, source: Source, indices: Sequence[int], relay: Relay) -> None:
-        """What the module puts out for the samples `indices`, without training it. Raises BudgetExceededError."""
-        onward = relay.rewound()
-
-        def through() -> None:
-            for z, _ in micro_batches(source, indices, self.buffer):
-                onward(self.objective.passed(z.to(self._device)))
-
-        self._budget.attempt(through, f"a forward pass of {len(self.buffer)} samples")
-
     def close(self) -> None:
         """Drop what the optimizer has on disk."""
         self.optimizer.close()

@@ -127,14 +127,15 @@ def swept_through(
                     labels = source.read(range(offset + at, offset + at + part), stepper.buffer)
                     out, logits = budget.attempt(
                         partial(_evaluate, stepper.objective, stepper.buffer, part, device),
-                        f"a forward pass of {len(stepper.buffer)} samples through module {index}",
+                        f"a forward pass of {len(stepper.buffer)} samples through module {boundaries.index + index}",
                     )
-                    logits = None if logits is None else logits.cpu()
-                    if not bool(torch.isfinite(out if logits is None else logits).all()):
-                        raise _not_finite(index, modules[index].label, split, stepper.buffer[:part], first + at)
-                    if logits is not None:
-                        correct[index] += int((logits.argmax(1) == labels).sum())
-                    if logits is not None and split == keep:
+                    assert logits is not None  # the frozen front is not among them
+                    logits = logits.cpu()
+                    if not bool(torch.isfinite(logits).all()):
+                        where = boundaries.index + index
+                        raise _not_finite(where, modules[index].label, split, stepper.buffer[:part], first + at)
+                    correct[index] += int((logits.argmax(1) == labels).sum())
+                    if split == keep:
                         kept = found[index].probabilities
                         kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
                         kept["probabilities"][first + at : first + at + part] = logits.softmax(1)
@@ -148,7 +149,6 @@ def swept_through(
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        for swept, right, module in zip(found, correct, modules, strict=False):
-            if not module.passed:
-                swept.accuracy[split] = right / rows
+        for swept, right in zip(found, correct, strict=True):
+            swept.accuracy[split] = right / rows
     return found

@@ -141,12 +141,6 @@ class Objective:
         return Tally(float(task.detach()) * count, cost * count, correct, count)
 
     @torch.no_grad()
-    def passed(self, z: Tensor) -> Tensor:
-        """What the module puts out for z, in the mode that it is in, without gradients."""
-        out: Tensor = self.module(z)
-        return out
-
-    @torch.no_grad()
     def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """(boundary activations, logits) of the first `count` rows; rows beyond are padding of a fixed shape.
 

@@ -206,3 +206,20 @@ def test_the_accuracies_of_a_run_come_out_again_when_it_is_evaluated(tmp_path: P
     assert report.status == "completed"
     for head in ("0", "2", "last"):
         assert evaluate_run(tmp_path / "run", head=head)["matches_report"] is True
+
+
+@pytest.mark.parametrize(("hook", "number"), [("on_cache_write", 2), ("on_step_end", 3), ("on_step_end", STEPS + 2)])
+def test_a_frozen_front_is_passed_once_and_its_cache_read_by_every_epoch(
+    fit: Fit, whole: Any, hook: str, number: int
+) -> None:
+    settings: dict[str, Any] = {**PARALLEL, "modules": 2, "freeze_until": "blocks.0"}
+    with pytest.raises(CrashError):
+        fit("part", callbacks=[At(hook, number, crash)], **settings)
+    report = fit("part", resume=True, **settings)
+    assert fit.weights("part") == whole(**settings)
+    front, *others = report.modules
+    assert front.passed
+    assert [module.passed for module in others] == [False, False]
+    assert (front.cache_write_bytes or 0) > 0
+    rows, feature = 26 + 9 + 9, 6 * 6 * 6 * 4  # of the front and, once, of the last module: both stand at a time
+    assert report.plan.cache.bytes == 2 * rows * feature
