@@ -24,6 +24,7 @@ HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr", "3lin")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "constant", "step")
 MOST_WARMUP = 0.9
+PRECISIONS = ("fp32", "bf16", "auto")
 CROSS_ENTROPY = "cross-entropy"
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
@@ -179,6 +180,8 @@ class TrainConfig(Checked):
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""
     device: str = setting("auto", checks.device)
+    precision: str = setting("fp32", checks.one_of(*PRECISIONS))
+    """Of forward passes: fp32; bf16 under autocast, where the processor computes in it; auto: bf16 where it does."""
     threads: int | None = setting(None, checks.int_from(1, optional=True))
     """Compute threads; None leaves torch's own choice."""
     seed: int = setting(0, checks.int_from(0))

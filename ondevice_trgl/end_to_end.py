@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.bundle import DataBundle
 from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.partition import segments_of
 from ondevice_trgl.model.trace import Chain, trace
@@ -17,6 +18,7 @@ from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_b
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.trgl.precision import in_precision, whole_precision
 
 LEAST_STEPS, MOST_STEPS = 3, 24
 """Beside the first, where speed alone is measured."""
@@ -107,6 +109,7 @@ def plain(
         drop_last=True,
     )
 
+    autocast = autocast_dtype(config.precision, device)
     task = task_loss(config, data.train.labels, data.num_classes)
 
     def steps() -> Iterator[None]:
@@ -114,8 +117,9 @@ def plain(
         while True:
             for images, labels in train:
                 optimizer.zero_grad()
-                output = logits_of(model(images.to(device)), name)
-                loss = task(output, labels.to(device))
+                with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+                    output = logits_of(model(images.to(device)), name)
+                loss = task(whole_precision(output), labels.to(device))
                 loss.backward()
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -155,16 +159,24 @@ def tuned(
     """
     name = type(model).__name__
 
-    def whole(z: Tensor) -> Tensor:
-        return logits_of(model(z), name)
+    autocast = autocast_dtype(config.precision, device)
+    model_in_precision = in_precision(model, autocast)
 
-    forward: Callable[[Tensor], Tensor] = whole
+    def whole(z: Tensor) -> Tensor:
+        return whole_precision(logits_of(model_in_precision(z), name))
+
     if checkpoint:
         whole_chain = chain or trace(model, torch.zeros(2, *data.input_shape, dtype=dtype))
         segments = segments_of(whole_chain)
         for segment in segments:
             segment.train(not segment.passed)
-        forward = checkpointed(segments)
+        pieces = checkpointed([in_precision(segment, autocast) for segment in segments])
+
+        def forward(z: Tensor) -> Tensor:
+            return whole_precision(pieces(z))
+
+    else:
+        forward = whole
     _train_mode(model.to(device), chain)
     trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = Optimizer(

@@ -164,13 +164,18 @@ class _Network:
     """None where what is measured here is another kind of memory than the run's."""
     peak_before: int
     fresh: Callable[[Source], tuple[Partition, list[nn.Module | None]]]
+    precision: str
+    """That of the run, as far as this machine has it."""
 
     def evaluation(self, samples: ImageSet) -> Evaluation:
         """Of `samples`, ready to be run."""
         source = sources(None, None, samples)["test"]
         partition, heads = self.fresh(source)
         store = ModuleStore(self.trained.run.modules)
-        return Evaluation(partition, heads, self.trained.plan, store, source, self.scratch, self.device, self.held)
+        plan, scratch = self.trained.plan, self.scratch
+        return Evaluation(
+            partition, heads, plan, store, source, scratch, self.device, self.held, precision=self.precision
+        )
 
     def peak_bytes(self) -> int:
         """The highest so far, of the kind that the meter measures."""
@@ -212,6 +217,7 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
         yield _Network(
             trained, workload, known, index, head == ENSEMBLE, config.seed, device, scratch, held, meter,
             budget_bytes if is_meant else None, peak_before, fresh,
+            "fp32" if config.precision == "fp32" else "auto",
         )  # fmt: skip
 
 

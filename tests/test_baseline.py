@@ -298,6 +298,24 @@ def test_it_has_the_loss_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(sys.modules["own_losses"].rows) > report.batch_size // report.micro_batch_size
 
 
+@pytest.mark.parametrize("name", ["e2e", "e2e_checkpoint", "plain"])
+def test_it_computes_in_the_precision_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    seen: list[torch.dtype] = []
+    convolution = functional.conv2d
+
+    def noted(z: torch.Tensor, *rest: Any) -> torch.Tensor:
+        out: torch.Tensor = convolution(z, *rest)
+        seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(functional, "conv2d", noted)
+    monkeypatch.setattr("ondevice_trgl.device.precision.computes_bf16", lambda device: True)
+    config = dataclasses.replace(CONFIG, precision="bf16")
+    with global_state_kept(1):
+        assert baseline._measure(request(tmp_path, name, config=config)).status == "measured"
+    assert torch.bfloat16 in seen
+
+
 def test_its_rates_are_those_of_a_module_every_lap_anew() -> None:
     config = TrainConfig(
         lr=1.0, lr_schedule="step", lr_steps=(0.5,), warmup=0.2, epochs=2, laps=2, schedule="multi-lap"

@@ -58,6 +58,7 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("lr_gamma", 0.0),
         ("lr_gamma", 2),
         ("clip_norm", 0),
+        ("precision", "fp16"),
         ("loss", "focal"),
         ("loss", ":f"),
         ("loss", "pkg:"),

@@ -167,6 +167,14 @@ _declare(_P, "seed", int, "--seed N", "Seed of weights and order.")
 _P = "Run and output"
 _declare(_P, "config", str, "-c --config FILE", "TOML file of settings; flags win over it.")
 _declare(_P, "device", str, "--device auto|cpu|cuda[:N]", "Where to compute.")
+_declare(
+    _P,
+    "precision",
+    str,
+    "--precision",
+    "Of forward passes; auto: bf16 where it is fast.",
+    choices=config.PRECISIONS,
+)
 _declare(_P, "threads", int, "--threads N", "Compute threads. (default: torch's choice)")
 _declare(
     _P,

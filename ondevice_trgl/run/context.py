@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.plan.plan import Plan, Rung
@@ -68,6 +69,7 @@ class Context:
             transport_norm=config.transport_norm,
             label_smoothing=config.label_smoothing,
             loss=self.loss,
+            autocast=autocast_dtype(config.precision, self.device),
             multiplier=multiplier,
             pieces=self.partition.pieces(index) if rung.checkpointed else (),
         )

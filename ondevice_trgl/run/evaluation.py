@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
@@ -50,6 +51,7 @@ class Evaluation:
     folder: Path
     device: torch.device
     budget: Budget
+    precision: str = "fp32"
 
     def run(self, last: int, *, ensemble: bool = False) -> Accuracy:
         """The accuracy of every head up to that of module `last`; modules behind it are not looked at.
@@ -113,7 +115,10 @@ class Evaluation:
     def _sweep(self, index: int, boundaries: Boundaries, *, write: bool, keep: str | None) -> Swept:
         module, head, budget = self.partition.modules[index], self.heads[index], self.budget
         budget.attempt(lambda: self.store.load(index, module, head, self.device), f"loading module {index}")
-        objective = Objective(module, head, tau=None, transport="", transport_norm="", label_smoothing=0.0)
+        objective = Objective(
+            module, head, tau=None, transport="", transport_norm="", label_smoothing=0.0,
+            autocast=autocast_dtype(self.precision, self.device),
+        )  # fmt: skip
         progress = Progress(
             run_dir=self.folder, budget_bytes=budget.bytes, laps=1, num_modules=index + 1, lengths=(1,), steps=1,
             callbacks=(),

@@ -14,6 +14,7 @@ from ondevice_trgl.data.classes import check_alike
 from ondevice_trgl.data.images import all_alike
 from ondevice_trgl.data.splits import check_zero_used
 from ondevice_trgl.data.user import image_set
+from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
 from ondevice_trgl.model.filed import weights_in_file
@@ -24,7 +25,7 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.tuning import tuned
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.batches import Source, check_labels, mix
-from ondevice_trgl.run.guards import outline
+from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
@@ -78,6 +79,7 @@ def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | No
     if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
         check_zero_used(train.labels, what="train set")
     if config is not None:
+        autocast_dtype(config.precision, device_named(config.device))  # whether it is possible
         task_loss(config, train.labels, chain.num_outputs)  # whether there is one, and it fits
     if (constant := getattr(train, "constant", None)) is not None:
         raise all_alike("the train set", len(train.labels), constant, kind="number")

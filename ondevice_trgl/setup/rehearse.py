@@ -19,6 +19,7 @@ from torch import Tensor
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.limit import MemoryLimit
 from ondevice_trgl.device.meter import PeakMeter, RssMeter
+from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.alike import likeness
 from ondevice_trgl.model.heads import head_behind
@@ -180,9 +181,11 @@ class Rehearsals:
 
     def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
         """What it takes, with some margin, and how long; None where the limit refused it."""
-        settings = dataclasses.asdict(self._config)
         key = {
-            **{name: settings[name] for name in ("tau", "transport", "head", "optimizer", "momentum", "device")},
+            **{
+                name: getattr(self._config, name)
+                for name in ("tau", "transport", "head", "optimizer", "momentum", "device")
+            },
             "micro_batch": rung.micro_batch_size,
             "checkpointed": rung.checkpointed,
             "spilled": rung.spilled,
@@ -192,6 +195,7 @@ class Rehearsals:
             "last": scene.is_last,
             "classes": self._chain.num_outputs,
             "boundary": [scene.module.channel_axis, scene.module.head_limit],
+            **({} if self._config.precision == "fp32" else {"precision": self._config.precision}),
             **({"passed": True} if scene.module.passed else {}),
         }
         alike = likeness(scene.module)
@@ -246,6 +250,7 @@ class Rehearsals:
                 transport=config.transport,
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
+                autocast=autocast_dtype(config.precision, device),
                 loss=partial(cross_entropy, label_smoothing=config.label_smoothing, weights=weights),
                 multiplier=Multiplier.of(config),
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),

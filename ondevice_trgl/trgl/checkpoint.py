@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ondevice_trgl.model.inplace import overwritten
 from ondevice_trgl.model.store import tensors_of
+from ondevice_trgl.trgl.precision import InPrecision
 
 
 class _Start(torch.autograd.Function):
@@ -77,9 +78,10 @@ class _Recomputed(torch.autograd.Function):
 
 def _call(piece: nn.Module, x: Tensor) -> Any:
     """`piece` on `x`; on a copy where a graph's first layers would overwrite it."""
-    if isinstance(piece, fx.GraphModule):
-        start = next(node for node in piece.graph.nodes if node.op == "placeholder")
-        if overwritten(start, dict(piece.named_modules())):
+    inner = piece.part if isinstance(piece, InPrecision) else piece
+    if isinstance(inner, fx.GraphModule):
+        start = next(node for node in inner.graph.nodes if node.op == "placeholder")
+        if overwritten(start, dict(inner.named_modules())):
             return piece(x.clone())
     return piece(x)
 

@@ -58,14 +58,18 @@ def share_of(grad_cost: Tensor, like: Tensor) -> float:
     return 1.0 if grad_cost.is_meta else 2.0 * float(grad_cost) / like.numel()
 
 
+def squared(r: Tensor) -> Tensor:
+    """Sum of squares, added up in float32 where `r` is in half precision."""
+    flat = r.reshape(-1)
+    return torch.linalg.vector_norm(flat, dtype=torch.float32).square() if r.dtype == torch.bfloat16 else flat.dot(flat)
+
+
 def _mean_square(a: Tensor, b: Tensor) -> Tensor:
     if not (a.is_contiguous() and b.is_contiguous()):
-        difference = (a - b).reshape(-1)
-        return difference.dot(difference) / a.numel()
+        return squared(a - b) / a.numel()
     parts = []
     for x, y in zip(a.view(-1).split(_CHUNK_ELEMENTS), b.view(-1).split(_CHUNK_ELEMENTS), strict=True):
-        difference = x - y
-        parts.append(difference.dot(difference))
+        parts.append(squared(x - y))
     return (parts[0] if len(parts) == 1 else torch.stack(parts).sum()) / a.numel()
 
 

@@ -21,6 +21,7 @@ from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.loss import Loss, cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
+from ondevice_trgl.trgl.precision import in_precision, whole_precision
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
 
 
@@ -60,6 +61,7 @@ class Objective:
     module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy. One of
     the frozen front has no head, and its output is no class scores.
     `loss` is the task loss; None is cross-entropy with `label_smoothing`.
+    With `autocast` module and head compute in that dtype; the loss and what they hand on are float32.
     A `multiplier`, which may move between two steps, weighs the transport cost in place of `tau`.
     """
 
@@ -75,6 +77,7 @@ class Objective:
         loss: Loss | None = None,
         multiplier: Multiplier | None = None,
         pieces: Sequence[LocalModule] = (),
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.module, self.head = module, head
         self.frozen = module.frozen
@@ -87,11 +90,16 @@ class Objective:
         """Whether there is any here to weigh."""
         measured = self.measures_transport
         self._parts: list[nn.Module] = [with_transport(module, transport, transport_norm) if measured else module]
+        # not among the submodules of anything: modes and weights are those of module and head
+        self._plainly = in_precision(module, autocast)
+        self._judged = None if head is None else in_precision(head, autocast)
+        self._parts = [in_precision(part, autocast) for part in self._parts]
         self._forward: Callable[[Tensor], Any] = self._parts[0]
         if self.frozen:
             self._forward = self._without_gradients
         elif pieces:
-            self._parts = measured_pieces(module, pieces, transport, transport_norm) if measured else list(pieces)
+            cut = measured_pieces(module, pieces, transport, transport_norm) if measured else list(pieces)
+            self._parts = [in_precision(part, autocast) for part in cut]
             self._forward = checkpointed(self._parts)
 
     @property
@@ -109,7 +117,7 @@ class Objective:
 
     def _without_gradients(self, z: Tensor) -> Tensor:
         with torch.no_grad():
-            out: Tensor = self.module(z)
+            out: Tensor = self._plainly(z)
         return out
 
     def train_mode(self, training: bool) -> None:
@@ -129,7 +137,7 @@ class Objective:
             out, transport = self._forward(z) if self.measures_transport else (self._forward(z), None)
         if onward is not None:
             onward(out.detach())
-        logits = out if self.head is None else self.head(out)
+        logits = whole_precision(out if self._judged is None else self._judged(out))
         del out
         task = self._loss(logits, labels)
         loss = task if transport is None else task + self.weight * transport
@@ -146,10 +154,10 @@ class Objective:
 
         Logits are None where there is no head.
         """
-        out = self.module(z)
+        out = whole_precision(self._plainly(z))
         if self.module.passed:
             return out[:count], None
-        logits = out if self.head is None else self.head(out)
+        logits = whole_precision(out if self._judged is None else self._judged(out))
         return out[:count], logits[:count]
 
 

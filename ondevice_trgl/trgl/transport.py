@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from ondevice_trgl.model.inplace import changes_its_input, overwritten
 from ondevice_trgl.model.partition import LocalModule, PlainGraphModule
 from ondevice_trgl.model.residual import Residual
-from ondevice_trgl.trgl.moved import moved, share_of, start
+from ondevice_trgl.trgl.moved import moved, share_of, squared, start
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, *([] if b is None else [b]))
         difference = a if b is None else a - b
-        return difference.reshape(-1).dot(difference.reshape(-1)) / difference.numel()
+        return squared(difference) / difference.numel()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -49,7 +49,7 @@ class _Sum(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         out = shortcut + r
         ctx.save_for_backward(shortcut, out)
-        return out, r.reshape(-1).dot(r.reshape(-1)) / r.numel()
+        return out, squared(r) / r.numel()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

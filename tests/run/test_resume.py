@@ -187,6 +187,24 @@ def test_a_loss_of_ones_own_trains_is_remembered_by_name_and_resumes(fit: Fit, w
     assert fit.weights("other") != whole()
 
 
+def test_a_run_in_bf16_resumes_bit_for_bit_and_auto_is_fp32_without_it(
+    fit: Fit, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ondevice_trgl.device.precision.computes_bf16", lambda device: False)
+    fit("auto", precision="auto")
+    assert fit.weights("auto") == whole()
+    with pytest.raises(ConfigError, match="precision = 'bf16': this cpu has no"):
+        fit("refused", precision="bf16")
+    assert not fit.path("refused").exists()
+    monkeypatch.setattr("ondevice_trgl.device.precision.computes_bf16", lambda device: True)
+    report = fit("whole", precision="bf16")
+    assert report.modules[-1].val_accuracy is not None
+    assert fit.weights("whole") != whole()
+    fit("part", precision="bf16", callbacks=[At("on_step_end", 10, pause)])
+    fit("part", precision="bf16", resume=True)
+    assert fit.weights("part") == fit.weights("whole")
+
+
 class Losses(Callback):
     """The mean task loss of every step, by lap and module."""
 
