@@ -150,17 +150,23 @@ def main() -> None:
                     f"| {name} | {module.label} | {kind} | {found['peak_share']:+.2%} | {found['time_share']:+.1%} |",
                     flush=True,
                 )
-        record["networks"].append({**vars(network), "name": name, "modules": rows})
-    record["worst"] = {
+        record["networks"].append({**vars(network), "name": name, "measured": rows})
+        record["summary"] = summary([row for one in record["networks"] for row in one["measured"]])
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record["summary"]))
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median module and the worst, by kind and figure."""
+    return {
         kind: {
-            share: max(row[kind][share] for net in record["networks"] for row in net["modules"])
-            for share in ("peak_share", "time_share")
+            figure: {"median": statistics.median(values), "worst": max(values)}
+            for figure in ("peak_share", "time_share")
+            for values in [[row[kind][figure] for row in rows]]
         }
         for kind in KINDS
     }
-    print(json.dumps(record["worst"]))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
