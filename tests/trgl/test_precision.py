@@ -56,7 +56,7 @@ def test_what_is_handed_on_is_float32() -> None:
     goal.train_mode(False)
     out, logits = goal.evaluate(z, 3)
     assert logits is not None
-    assert out.dtype == logits.dtype == goal.passed(z).dtype == torch.float32
+    assert out.dtype == logits.dtype == goal.evaluate(z, len(z))[0].dtype == torch.float32
     plain = objective("resnet-small", "branch", None)
     plain.train_mode(False)
     assert not torch.equal(out, plain.evaluate(z, 3)[0])
