@@ -38,7 +38,7 @@ demo: $(STAMP) ## train under a budget on real data, show the saving, write runs
 	$(VENV)/bin/trgl-device train $(DEMO_FLAGS)
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist worksteal
 
 check: $(STAMP) ## format, lint, types
 	$(PY) -m ruff format --check .

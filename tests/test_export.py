@@ -23,6 +23,8 @@ from ondevice_trgl.run.callbacks import Callback, RunState
 from ondevice_trgl.run.trained import TrainedRun
 from tests.asked_here import train_job
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 DATA = "synthetic:1x8x8:3:60"
 MODEL = "resnet-preact-3x4"
 

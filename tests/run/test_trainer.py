@@ -35,6 +35,8 @@ from ondevice_trgl.device import meter as meters
 from tests.asked_here import Trainer
 from tests.run.conftest import CLASSES, At, CrashError, Fit, config, crash, net, samples
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
     images, labels = data.tensors
