@@ -68,7 +68,8 @@ class Parallel(Scheduler):
         for part in parts:
             part.stepper.close()
             context.evict(part.index)
-        del parts, self._relay
+        del parts, part, self._relay
+        context.budget.make_room()  # before the classifier's own peak is taken
         progress.together = False
         if plan.classifier:
             context.boundaries.advance(by=plan.num_trained)
