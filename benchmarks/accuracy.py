@@ -84,16 +84,20 @@ def _fashion() -> Part:
 def _finetune() -> Part:
     import lite0
 
-    last = {"modules": 1, "train": "last"}
-    ways = [Way("e2e", end_to_end="e2e"), Way("e2e-norms", {"freeze_norms": True}, end_to_end="e2e"), Way("last", last)]
-    for modules in (2, 4, 8):
-        for norms in (False, True):
-            for name, cost in (("off", {"tau": "off"}), ("trgl", {"tau": 10.0})):
-                settings = {"modules": modules, "freeze_norms": norms, "warm_heads": 1, "head": "pooled-linear", **cost}
-                ways.append(Way(f"K{modules}-{name}{'-norms' if norms else ''}", settings))
+    ways = [Way("last", {"modules": 1, "train": "last"})]
+    for rate in (0.01, 0.05):  # of which validation chooses one for each
+        ways += [Way(f"e2e-{rate}", {"lr": rate}, end_to_end="e2e")]
+        for modules in (2, 4, 8):
+            settings = {"modules": modules, "head": "pooled-linear", "lr": rate}
+            ways += [Way(f"K{modules}-off-{rate}", {"tau": "off", **settings})]
+            ways += [Way(f"K{modules}-trgl-{rate}", {"tau": 10.0, **settings})]
+            # of frozen norms a branch is as large as it came: at tau = 10 the loss was seen to become infinite
+            ways += [
+                Way(f"K{modules}-norms-{rate}", {"tau": "off", "freeze_norms": True, "clip_norm": 1.0, **settings})
+            ]
     return Part(
         {"model": "lite0:make", "data": f"folder:{pictures(1000)}", "image_size": 96, "weights": str(lite0.weights())},
-        {"epochs": 5, "batch_size": 32, "lr": 0.01},
+        {"epochs": 5, "batch_size": 32},
         tuple(ways),
         (0, 1, 2),
     )
