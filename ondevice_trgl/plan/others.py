@@ -18,9 +18,15 @@ class Others:
 
     def than(self, start: int) -> int:
         """Beside what the module that begins with segment `start` takes by itself; 0 for one that trains alone."""
-        if start not in dict(self.kept):
-            return 0
-        return self.relay + sum(size for first, size in self.kept if first != start)
+        return self.handed(start) + self.still(start)
+
+    def handed(self, start: int) -> int:
+        """Of those the batch between two modules."""
+        return self.relay if start in dict(self.kept) else 0
+
+    def still(self, start: int) -> int:
+        """Of those what belongs to other modules."""
+        return sum(size for first, size in self.kept if first != start) if start in dict(self.kept) else 0
 
 
 NO_OTHERS = Others()

@@ -137,11 +137,8 @@ class Planner:
     def breakdown(self, start: int, stop: int, rung: Rung, others: Others) -> Breakdown:
         """What the bytes of the peak of these segments on `rung` are for."""
         tensors = self.predictor.tensors(start, stop, rung.level)
-        tensors = dataclasses.replace(
-            tensors,
-            activations=tensors.activations + self.beside + others.relay,
-            others=others.than(start) - others.relay,
-        )
+        activations = tensors.activations + self.beside + others.handed(start)
+        tensors = dataclasses.replace(tensors, activations=activations, others=others.still(start))
         return tensors.with_total(rung.peak_bytes, floor=self.floor)
 
     def ladder(self, start: int, stop: int, others: Others = NO_OTHERS) -> tuple[Rung, ...]:

@@ -194,6 +194,9 @@ def test_the_plan_counts_what_stays_in_memory(fit: Fit) -> None:
         assert row.predicted_breakdown["others"] == 0
         two_blocks = 2 * 96 * 96 * 9 * 4 * 3  # weights, and two numbers of AdamW for each
         assert other.predicted_breakdown["others"] > two_blocks * 0.9
+    assert together.classifier is not None
+    assert together.classifier.predicted_breakdown is not None
+    assert together.classifier.predicted_breakdown["others"] == 0, "it trains alone, behind them"
     with pytest.raises(BudgetInfeasibleError):
         planned("small", **PARALLEL, **{"budget": "100MB"})
 
