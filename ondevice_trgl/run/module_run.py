@@ -42,9 +42,8 @@ class ModuleRun:
             passed=self.module.passed,
         )
         self.warm = context.warm_epochs(index, lap)
-        begun = self.position.epoch or self.position.step
-        self.multiplier = Multiplier.of(context.config, self.measured.multiplier if begun else None)
-        if not begun:
+        self.multiplier = Multiplier.of(context.config, self.measured.multiplier if self.position.is_begun else None)
+        if not self.position.is_begun:
             self.measured.best_epoch = self.measured.best_val = None
             self.measured.judged = 0
         self.best = Best(context.store.folder, index, self.module, head)
@@ -177,7 +176,7 @@ class ModuleRun:
     def _checkpoint(self) -> None:
         """Save the module in mid-training."""
         progress, measured = self.context.progress, self.measured
-        epoch, step = (progress.epoch, progress.step) if progress.step < progress.steps else (progress.epoch + 1, 0)
+        epoch, step = progress.reached()
         measured.train_loss, measured.transport_cost = progress.tally.mean_task_loss(), progress.tally.mean_transport()
         self.note_peak()
         read = measured.cache_read_bytes + self.context.boundaries.traffic()[0]

@@ -91,13 +91,13 @@ class Parallel(Scheduler):
             budget.take()
             budget.begin()
             progress.budget_bytes = budget.bytes
+            context.run.event("budget", lap=0, module=0, budget_bytes=budget.bytes)
         budget.between_modules()
         parts = []
         for index, module in enumerate(modules, context.plan.passed):
             context.load(index)
             position = self.checkpointer.position(index)
-            begun = position.epoch or position.step
-            multiplier = Multiplier.of(context.config, position.measured.multiplier if begun else None)
+            multiplier = Multiplier.of(context.config, position.measured.multiplier if position.is_begun else None)
             pressed = partial(self._pressed, 0, index)
             stepper = stepper_of(context, index, position, multiplier, lowest=None, pressed=pressed)
             measured = dataclasses.replace(
@@ -239,7 +239,7 @@ class Parallel(Scheduler):
     def _checkpoint(self, parts: list[_Part]) -> None:
         """Save all modules in mid-training, at once."""
         progress = self.context.progress
-        epoch, step = (progress.epoch, progress.step) if progress.step < progress.steps else (progress.epoch + 1, 0)
+        epoch, step = progress.reached()
         self._note(parts)
         random = {"rng": torch.get_rng_state()} if step else {}
         for part in parts:

@@ -27,6 +27,11 @@ class Position:
     callbacks: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """Name and state of each callback with the run."""
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the module stands in the middle of a lap."""
+        return bool(self.epoch or self.step)
+
     def to_dict(self) -> dict[str, Any]:
         """The position as JSON-ready values."""
         rung = None if self.rung is None else dataclasses.asdict(self.rung)

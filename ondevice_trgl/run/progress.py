@@ -51,6 +51,10 @@ class Progress:
         self.enter("train", self.steps)
         self.epoch, self.step, self.tally = epoch, step, Tally()
 
+    def reached(self) -> tuple[int, int]:
+        """Epochs that are behind the training, and steps of the next: what a checkpoint holds."""
+        return (self.epoch, self.step) if self.step < self.steps else (self.epoch + 1, 0)
+
     def call(self, hook: str, *extra: object) -> None:
         """Call `hook` of every callback with a snapshot."""
         if self.callbacks:

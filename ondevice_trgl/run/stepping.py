@@ -34,7 +34,7 @@ def stepper_of(
     """
     config, ladder = context.config, context.plan.ladders[index]
     rung = rung_within(ladder, context.budget.room)
-    for lower in (lowest, position.rung if position.epoch or position.step else None):
+    for lower in (lowest, position.rung if position.is_begun else None):
         if lower in ladder:
             rung = ladder[max(ladder.index(rung), ladder.index(lower))]
     optimizer = Optimizer(
