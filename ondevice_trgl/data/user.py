@@ -8,7 +8,6 @@ import re
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,6 +20,7 @@ from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.samples import Samples, extremes, is_whole
 from ondevice_trgl.data.splits import check_labels
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.imported import found_here
 
 _PROBES = 16
 _CALLABLE = re.compile(r"(?!folder:|synthetic:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -166,10 +166,8 @@ def call_named(spec: str, seed: int = 0) -> Any:
     Raises DataError where it cannot be imported, is not there, is not callable, fails or ends the program.
     """
     module_name, _, attribute = spec.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        with _seeded(seed):
+        with found_here(), _seeded(seed):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         ends = isinstance(error, SystemExit)
@@ -179,9 +177,6 @@ def call_named(spec: str, seed: int = 0) -> Any:
             if ends
             else "pkg.module must be importable from here",
         ) from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise DataError(

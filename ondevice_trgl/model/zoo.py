@@ -2,13 +2,12 @@
 
 import importlib
 import inspect
-import sys
-from pathlib import Path
 
 from torch import nn
 
 from ondevice_trgl._torchvision import torchvision_module
 from ondevice_trgl.errors import TrglError, UsageError
+from ondevice_trgl.imported import found_here
 from ondevice_trgl.model.names import PREACT, check_model_name
 from ondevice_trgl.model.resnets import BasicBlock, PreactBlock, ResNet, frozen_stem
 
@@ -56,16 +55,13 @@ def build_model(name: str, *, num_classes: int, in_shape: tuple[int, ...]) -> nn
 
 def _users_model(name: str, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # as `python -m` does; a console script would not find a model in this folder
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        with found_here():
+            factory = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(
             f"model {name!r} cannot be imported: {error}", hint="write it as pkg.module:callable, importable from here"
         ) from error
-    finally:
-        sys.path.remove(here)
     known = {"num_classes": num_classes, "in_shape": in_shape}
     try:
         accepted = inspect.signature(factory).parameters

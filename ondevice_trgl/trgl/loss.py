@@ -1,10 +1,8 @@
 """The task loss of a batch: cross-entropy, and the weights that classes have in it; or a callable of the user's."""
 
 import importlib
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.nn import functional
 
 from ondevice_trgl.config import CROSS_ENTROPY, TrainConfig
 from ondevice_trgl.errors import ConfigError, UsageError, first_line
+from ondevice_trgl.imported import found_here
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, classes), labels int64 (B,)) -> scalar, the mean over the samples."""
@@ -66,19 +65,16 @@ class _Checked:
 
 def _imported(name: str) -> Loss:
     place, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # as for models and data: a console script would not find what is in this folder
     try:
-        found: Any = importlib.import_module(place)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+        with found_here():
+            found: Any = importlib.import_module(place)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(
             f"loss {name!r} cannot be imported: {first_line(error)}",
             hint="write it as pkg.module:callable, importable from here",
         ) from error
-    finally:
-        sys.path.remove(here)
     if not callable(found):
         raise UsageError(
             f"loss {name!r} is {type(found).__name__}, expected a callable", hint="name a function of (logits, labels)"

@@ -132,3 +132,15 @@ def test_orthogonal_weights_have_the_gain_and_spare_what_is_frozen() -> None:
     assert all(torch.equal(stems[0][name], stems[1][name]) for name in stems[0])
     with pytest.raises(ConfigError, match="init_gain = 0"):
         Workload(init_gain=0)
+
+
+@pytest.mark.parametrize("body", ["def f(:", "raise ValueError('no')", "raise SystemExit(3)"])
+def test_whatever_importing_a_users_model_does_is_told(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "breaks_on_import.py").write_text(body, encoding="utf-8")
+    before = list(sys.path)
+    with pytest.raises(UsageError, match="'breaks_on_import:f' cannot be imported"):
+        build_model("breaks_on_import:f", num_classes=3, in_shape=(1, 8, 8))
+    assert sys.path == before
