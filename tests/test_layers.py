@@ -25,6 +25,7 @@ ROOMS = (
     "policy",
     "buffers",
     "checks",
+    "workload_settings",
     "config",
     "resolved",
     "report.model",
