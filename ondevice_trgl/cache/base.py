@@ -14,6 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class BoundaryCache(ABC):
     """Activations of `rows` samples at one boundary, each of `shape`, with their labels, kept as `dtype`.
 
+    Labels are class numbers, int64 (rows,), or targets, float32 (rows, T), as the first batch has them.
     Write every row with `append`, call `seal`, then `read` at will. `close` gives memory and disk back.
     """
 
@@ -28,8 +29,10 @@ class BoundaryCache(ABC):
         return row_bytes(self.shape, self.dtype)
 
     def append(self, activations: Tensor, labels: Tensor) -> None:
-        """Add activations (n, *shape) of any float dtype and labels (n,). Raises StorageError."""
+        """Add activations (n, *shape) of any float dtype and labels (n,) or (n, T). Raises StorageError."""
         start, stop = self._filled, self._filled + len(labels)
+        if not start and labels.is_floating_point():
+            self.labels = labels.new_empty((self.rows, *labels.shape[1:]))
         self.labels[start:stop] = labels
         self._write(start, activations.detach().to(DTYPES[self.dtype]).contiguous())
         self.bytes_written += len(labels) * self.row_bytes
