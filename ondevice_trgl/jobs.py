@@ -4,7 +4,7 @@ Nothing here imports torch until the model is staged and the plan is made: until
 `python -m ondevice_trgl.jobs` trains the job of one JSON request on stdin and prints the report as one JSON answer.
 """
 
-import gc
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.listing import files_in
 from ondevice_trgl.data.pictures import files_held_out, is_pictures, same_data
 from ondevice_trgl.device.allocator import tune
+from ondevice_trgl.device.lean import imports_kept
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.errors import DataError
 from ondevice_trgl.job import Job
@@ -76,10 +77,9 @@ def resume_job(
 def _go_on(run_dir: Path, callbacks: "Sequence[Callback]" = (), budget: Stated | None = None) -> Report:
     """As `resume_job`, where the pictures have been decoded."""
     ours = "torch" not in sys.modules  # what a program of the caller's held before is not ours
-    from ondevice_trgl import named
+    with imports_kept() if ours else contextlib.nullcontext():
+        from ondevice_trgl import named
 
-    if ours:
-        gc.freeze()  # 200 000 objects of imported modules, which every collection would walk (0.1 s)
     return named.go_on(run_dir, callbacks, budget, own_peak_rss() if ours else 0)
 
 

@@ -129,6 +129,7 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """The main of such a process: do `work` on the request. What anything else writes to stdout goes to stderr."""
     request = json.load(sys.stdin)
     gc.freeze()  # 200 000 objects of imported modules, which every collection would walk (0.1 s)
+    gc.enable()  # a lean process did not collect while it imported
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", encoding="ascii") as out:
         os.dup2(2, 1)  # not sys.stdout alone: libraries and programs that the work starts write there too

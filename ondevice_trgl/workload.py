@@ -39,7 +39,7 @@ def load_bundle(
 def build_for(workload: Workload, data: DataBundle | Preprocessing, seed: int) -> nn.Module:
     """The model with fresh weights drawn from `seed`, all of them in memory. Raises TrglError."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = build_model(workload.model, num_classes=data.num_classes, in_shape=data.input_shape)
         if workload.init_gain is not None:
             orthogonal(model, workload.init_gain)

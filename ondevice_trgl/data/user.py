@@ -147,7 +147,7 @@ def _seeded(seed: int) -> Iterator[None]:
     numbers = getattr(sys.modules.get("numpy"), "random", None)  # 3 MB, where torch alone has numpy
     before, numpys = random.getstate(), numbers.get_state() if numbers is not None else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         if numbers is not None:
             numbers.seed(seed % (1 << 32))

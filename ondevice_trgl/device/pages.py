@@ -7,11 +7,17 @@ page cache (0.4 s in all, once).
 
 import ctypes
 import mmap
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 MADV_DONTNEED = 4
+
+# some 500 mappings of 24 lines each: looked for, not read line by line, which took 30 ms each time
+_CODE = re.compile(r"^(?P<start>[0-9a-f]+)-(?P<stop>[0-9a-f]+) r-xp \S+ \S+ \S+ +(?P<path>/.*)$", re.MULTILINE)
+_RESIDENT = re.compile(r"^Rss: +(\d+) kB$", re.MULTILINE)
+_OWN = re.compile(r"^Anonymous: +(\d+) kB$", re.MULTILINE)
 
 
 def release_code_pages(proc: Path = Path("/proc/self")) -> int:
@@ -46,21 +52,13 @@ def drop_pages(address: int, size: int) -> None:
 
 def _clean_code(smaps: str) -> Iterator[tuple[int, int, int]]:
     """(start, stop, resident bytes) of every mapping of a file that is r-xp and has no page of its own."""
-    start = stop = 0
-    resident, own, code = 0, 0, False
-    for line in smaps.splitlines():
-        field, _, rest = line.partition(" ")
-        if field.endswith(":"):
-            if field == "Rss:":
-                resident = int(rest.split()[0]) * 1024
-            elif field == "Anonymous:":
-                own = int(rest.split()[0])
-            elif field == "VmFlags:" and code and not own and resident:
-                yield start, stop, resident
-            continue
-        parts = line.split(maxsplit=5)
-        start, stop = (int(part, 16) for part in parts[0].split("-"))
-        code = (
-            len(parts) == 6 and parts[1] == "r-xp" and parts[5].startswith("/") and not parts[5].endswith("(deleted)")
-        )
-        resident = own = 0
+    for mapping in _CODE.finditer(smaps):
+        resident, own = (_kilobytes(field, smaps, mapping.end()) for field in (_RESIDENT, _OWN))
+        if resident and not own and not mapping["path"].endswith("(deleted)"):
+            yield int(mapping["start"], 16), int(mapping["stop"], 16), resident * 1024
+
+
+def _kilobytes(field: re.Pattern[str], smaps: str, position: int) -> int:
+    """The next `field` behind `position`: every mapping has all fields."""
+    found = field.search(smaps, position)
+    return int(found[1]) if found else 0

@@ -19,7 +19,7 @@ from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.recording import Recorder
 from ondevice_trgl.model.steps import Ref, Step, Untraceable, refs_in
-from ondevice_trgl.model.untouched import held_tensors, untouched
+from ondevice_trgl.model.untouched import held_tensors, seed_torch, untouched
 
 BATCHES = (2, 3)
 Key = tuple[bool, int]
@@ -37,7 +37,7 @@ def other_rows(example: Tensor, size: int) -> Tensor:
     if not batch.is_floating_point():
         return batch.roll(1, -1)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20_230_917)
+        seed_torch(20_230_917)
         return batch + torch.randn_like(batch) * (0.1 * float(batch.float().std()) + 0.1)
 
 

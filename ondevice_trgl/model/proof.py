@@ -25,7 +25,7 @@ from ondevice_trgl.model.patches import ONE_AT_A_TIME
 from ondevice_trgl.model.spilled import saved_on_disk
 from ondevice_trgl.model.store import tensors_of
 from ondevice_trgl.model.trace import Chain
-from ondevice_trgl.model.untouched import kept, untouched
+from ondevice_trgl.model.untouched import kept, seed_torch, untouched
 
 _LARGE_INPUT = 20_000
 """Elements of a sample, above which fewer samples have to do."""
@@ -303,7 +303,7 @@ def _differs(
 
 
 def _seed() -> None:
-    torch.manual_seed(_SEED)
+    seed_torch(_SEED)
     random.seed(_SEED)
     numpy = sys.modules.get("numpy")
     if numpy is not None:

@@ -113,6 +113,13 @@ def held_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators of the devices in use: of others it would keep the call with its stack, for later."""
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    torch.default_generator.manual_seed(seed)
+
+
 def random_state() -> Any:
     """The state of Python's generator of random numbers and of numpy's, where that is imported."""
     numpy = sys.modules.get("numpy")

@@ -108,7 +108,7 @@ def fresh_head(chain: Chain, partition: Partition, config: TrainConfig, index: i
     if index == len(partition.modules) - 1 or partition.modules[index].passed:
         return None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(config.seed, index, 2))
+        torch.default_generator.manual_seed(mix(config.seed, index, 2))
         return head_behind(partition.modules[index], config.head, chain.num_outputs)
 
 
