@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 
 from ondevice_trgl.device.allocator import (
+    HOLDS,
+    TIGHT,
     Heaps,
     blocks_apart,
     glibc_heaps,
@@ -89,6 +91,8 @@ class MemoryLimit(Protocol):
     """Whether it can refuse memory for the code of kernels, which spoils a thread for oneDNN."""
     gives_back: bool
     """Whether free memory that the allocator keeps is given back before anything is refused."""
+    holds: tuple[str, ...] = (TIGHT,)
+    """How the allocator may be held while the limit is set, the fastest first, each taking less memory."""
 
     def set(self, budget_bytes: int) -> None:
         """From now on, allocations that would take the process above `budget_bytes` fail."""
@@ -98,6 +102,10 @@ class MemoryLimit(Protocol):
 
     def calibrate(self) -> None:
         """Look again at what counts and is no memory that was asked for: threads that have started. Not while set."""
+
+    def hold(self, how: str) -> None:
+        """From now on, while the limit is set, have the allocator held as that, one of `holds`."""
+        return
 
 
 class _CpuLimit(MemoryLimit):
@@ -170,6 +178,8 @@ class DataLimit(_CpuLimit):
 
         self._resource, self._proc, self._set = resource, proc, False
         self._before: tuple[int, int] = resource.getrlimit(resource.RLIMIT_DATA)
+        self.holds = self.holds if glibc_heaps() is None else tuple(reversed(HOLDS))
+        self._hold = TIGHT
         _start_threads()
         self.calibrate()
 
@@ -200,7 +210,7 @@ class DataLimit(_CpuLimit):
             if most != self._resource.RLIM_INFINITY:
                 limit = min(limit, most)
         if not self._set:
-            blocks_apart(True)
+            blocks_apart(True, self._hold)
             keep_small(_SMALL_BLOCKS_BYTES)
         self._resource.setrlimit(self._resource.RLIMIT_DATA, (limit, self._before[1]))
         self._set = True
@@ -210,6 +220,12 @@ class DataLimit(_CpuLimit):
             self._resource.setrlimit(self._resource.RLIMIT_DATA, self._before)
             self._set = False
             blocks_apart(False)
+
+    def hold(self, how: str) -> None:
+        if how != self._hold:
+            self._hold = how
+            if self._set:
+                blocks_apart(True, how)
 
 
 class CudaLimit(MemoryLimit):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import TIGHT
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.pareto import Choice
 from ondevice_trgl.units import format_size
@@ -21,6 +22,8 @@ class Level:
     """Activations inside the module are computed again in the backward pass, from the inputs of its segments."""
     spilled: bool = False
     """Gradients and optimizer state wait on disk, and come into memory a few megabytes at a time."""
+    hold: str = TIGHT
+    """How tight the C allocator is held, see `device.allocator.HOLDS`."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,17 @@ class Rung:
     """Predicted from a step that was run, not from the estimate alone."""
     spilled: bool = False
     """Gradients and optimizer state wait on disk."""
+    hold: str = TIGHT
+    """How tight the C allocator is held, see `device.allocator.HOLDS`: faster, and larger, where it is less so."""
 
     @property
     def level(self) -> Level:
         """The way alone, without what it takes."""
-        return Level(self.micro_batch_size, self.checkpointed, self.spilled)
+        return Level(self.micro_batch_size, self.checkpointed, self.spilled, self.hold)
 
     def __str__(self) -> str:
         ways = ["checkpointed"] * self.checkpointed + ["gradients and optimizer state on disk"] * self.spilled
+        ways += [f"allocator held {self.hold}"] * (self.hold != TIGHT)
         return ", ".join([f"micro-batch {self.micro_batch_size}", *ways])
 
 

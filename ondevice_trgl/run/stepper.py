@@ -80,6 +80,7 @@ class Stepper:
 
     def _hold(self) -> None:
         """Hold the process to what was measured for this rung, or else to the budget."""
+        self._budget.limit.hold(self.rung.hold)  # other modules may have had their turn
         self._budget.enforce(self.rung.peak_bytes if self.rung.measured else None)
 
     @property

@@ -31,6 +31,7 @@ from ondevice_trgl.run.opening import fresh_head, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, PARTITION, PLAN, RECORD, REPORT, read_json
 from ondevice_trgl.setup.helper import Helper, as_helper, stated_budget
+from ondevice_trgl.setup.loosen import loosened
 from ondevice_trgl.setup.rehearse import Rehearsals
 from ondevice_trgl.setup.requests import PlanRequest
 from ondevice_trgl.setup.staging import built, measure
@@ -86,6 +87,8 @@ def plan_staged(
         if rehearsals.of(plan(), costs):
             break
     chosen = plan(pareto=True)
+    if record.config.enforce and rehearsals.possible:
+        chosen = loosened(chosen, costs, rehearsals)
     if record.why_budget:
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))
     if left := record.subject.get("weights_left"):

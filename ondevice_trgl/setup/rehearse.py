@@ -8,25 +8,23 @@ learned.
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.allocator import HOLDS, TIGHT
 from ondevice_trgl.device.limit import MemoryLimit
 from ondevice_trgl.device.meter import PeakMeter, RssMeter
 from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.alike import likeness
 from ondevice_trgl.model.heads import head_behind
-from ondevice_trgl.model.partition import LocalModule, Partition, group
+from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import evict, fill_with_noise, is_evicted
 from ondevice_trgl.model.trace import Chain
-from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.falsify import estimate_scale
 from ondevice_trgl.plan.memo import Memo
@@ -34,9 +32,8 @@ from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Predictor, Rehearsed, from_smaller
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
-from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.stepper import Pressure, Stepper
-from ondevice_trgl.run.sweep import sweep
+from ondevice_trgl.setup.scene import Noise, Scene, sweep_once
 from ondevice_trgl.trgl.loss import cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
@@ -47,54 +44,12 @@ MARGIN = 1.01
 REFUSED = 1.03
 """What did not fit at any micro-batch is taken to need this much more than there was."""
 
+_SLACK = {"loose": 1.05, "firm": 1.01}
+"""How many times as much the allocator takes at least, held less tight."""
+_LOOSE_STEPS = 4
+"""Rehearsed with the allocator held less tight: each of the first finds the heap full of what the one before left."""
+
 _ABOVE, _STEP, _SWEEP = _FIGURES = ("rehearsal", "rehearsed step", "rehearsed sweep")
-
-
-class _Noise:
-    """As many samples of a shape as are asked for."""
-
-    def __init__(self, shape: tuple[int, ...], rows: int, classes: int) -> None:
-        self.shape = shape
-        self.labels = torch.arange(rows) % classes
-
-    def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
-        part = out[: len(indices)]
-        if out.is_floating_point():
-            part.normal_()
-        return self.labels[list(indices)]
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """Module `index` of a plan."""
-
-    partition: Partition
-    index: int
-    plan: Plan
-    costs: Costs
-
-    @property
-    def module(self) -> LocalModule:
-        return self.partition.modules[self.index]
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.plan.num_parts - 1
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Its segments: first, and behind the last."""
-        return self.plan.bounds[self.index], self.plan.bounds[self.index + 1]
-
-    def tensors(self, rung: Rung, *, accumulate: bool) -> Breakdown:
-        """What its tensors take on `rung`."""
-        return self.costs.tensors(
-            *self.span,
-            rung.micro_batch_size,
-            accumulate=accumulate,
-            checkpointed=rung.checkpointed,
-            spilled=rung.spilled,
-        )
 
 
 class Rehearsals:
@@ -140,7 +95,7 @@ class Rehearsals:
             rung = plan.rungs[index]
             key = (plan.bounds[index], plan.bounds[index + 1], rung.level)
             if key not in self.above:
-                scene = _Scene(partition, index, plan, costs)
+                scene = Scene(partition, index, plan, costs)
                 learned = self._learn(scene, rung, most)
                 if learned is None:
                     continue
@@ -149,7 +104,29 @@ class Rehearsals:
                 return False
         return True
 
-    def _learn(self, scene: "_Scene", rung: Rung, most: int) -> Rehearsed | None:
+    def looser(self, plan: Plan, costs: Costs, index: int) -> Iterator[tuple[Rung, Rehearsed]]:
+        """The first rung of module `index` with the allocator held less tight, as far as that fits; the fastest first.
+
+        Only where the module was rehearsed on that rung, and has tensors that are blocks of their own held tight.
+        """
+        rung, most = plan.rungs[index], plan.budget_bytes - plan.floor_bytes
+        start, stop = plan.bounds[index : index + 2]
+        tight = self.above.get((start, stop, rung.level))
+        widest = rung.micro_batch_size * max(costs.input_bytes if not start else 0, *costs.output_bytes[start:stop])
+        widest = max(widest, *(segment.largest for segment in costs.segments[start:stop]))
+        if tight is None or not tight.is_direct or widest < HOLDS[TIGHT][0] or rung.spilled:
+            return
+        scene = Scene(group(self._chain, plan.bounds), index, plan, costs)
+        accumulate = rung.micro_batch_size < plan.batch_size
+        for how in self._limit.holds[:-1]:
+            tried = dataclasses.replace(rung, hold=how)
+            if int(_SLACK[how] * tight.above_bytes) > most:
+                continue
+            found = self._known_or_measured(scene, tried, most, accumulate=accumulate)
+            if found is not None and found.above_bytes <= most:
+                yield tried, found
+
+    def _learn(self, scene: Scene, rung: Rung, most: int) -> Rehearsed | None:
         """Of one rung, measured or from a smaller micro-batch; None where nothing can be measured."""
         accumulate = rung.micro_batch_size < scene.plan.batch_size
         full = scene.tensors(rung, accumulate=accumulate)
@@ -179,7 +156,7 @@ class Rehearsals:
         enough = careful.above(*scene.span, rung.level)
         return Rehearsed(max(int(enough), room + 1), is_direct=False)
 
-    def _known_or_measured(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
+    def _known_or_measured(self, scene: Scene, rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
         """What it takes, with some margin, and how long; None where the limit refused it."""
         key = {
             **{
@@ -189,7 +166,7 @@ class Rehearsals:
             "micro_batch": rung.micro_batch_size,
             "checkpointed": rung.checkpointed,
             "spilled": rung.spilled,
-            "steps": self._steps,
+            "steps": self._steps_on(rung),
             "accumulated": accumulate,
             "cache": [scene.plan.cache_tier, scene.plan.cache_dtype],
             "last": scene.is_last,
@@ -197,6 +174,7 @@ class Rehearsals:
             "boundary": [scene.module.channel_axis, scene.module.head_limit],
             **({} if self._config.precision == "fp32" else {"precision": self._config.precision}),
             **({"passed": True} if scene.module.passed else {}),
+            **({} if rung.hold == TIGHT else {"hold": rung.hold}),
         }
         alike = likeness(scene.module)
         known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
@@ -212,7 +190,10 @@ class Rehearsals:
                     self._memo.put(name, alike, figure, **key)
         return None if above is None else Rehearsed(int(above), True, known[_STEP], known[_SWEEP])
 
-    def _measure(self, scene: "_Scene", rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
+    def _steps_on(self, rung: Rung) -> int:
+        return self._steps if rung.hold == TIGHT else max(self._steps, _LOOSE_STEPS)
+
+    def _measure(self, scene: Scene, rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
         """Peak above the floor, and times; None where the limit refused it."""
         budget, meter = self._budget, self._meter
         budget.make_room()
@@ -232,7 +213,7 @@ class Rehearsals:
             budget.make_room()
         return Rehearsed(peak - self.floor_bytes, True, *seconds)
 
-    def _train_and_sweep(self, scene: "_Scene", rung: Rung, budget: Budget, samples: int) -> tuple[float, float]:
+    def _train_and_sweep(self, scene: Scene, rung: Rung, budget: Budget, samples: int) -> tuple[float, float]:
         """Steps of `samples`, one micro-batch or, where they are accumulated, two: those show all.
 
         Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
@@ -276,11 +257,11 @@ class Rehearsals:
             scratch=self._scratch,
             notify=_unheard,
         )
-        noise = _Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
+        noise = Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
         stepper.objective.train_mode(True)
         trained = 0.0  # of the last module, where that is frozen: there is nothing to train
         try:
-            for _ in range(self._steps if stepper.optimizer.parameters else 0):
+            for _ in range(self._steps_on(rung) if stepper.optimizer.parameters else 0):
                 started = time.perf_counter()
                 stepper.step(noise, range(samples), 1e-6)
                 trained = time.perf_counter() - started
@@ -291,19 +272,10 @@ class Rehearsals:
             noise.labels = noise.labels[: rung.micro_batch_size]
             started = time.perf_counter()
             try:
-                _sweep_once(stepper, boundaries, module, device, budget, write=not scene.is_last)
+                sweep_once(stepper, boundaries, module, device, budget, write=not scene.is_last)
             finally:
                 boundaries.close()
             return trained * rung.micro_batch_size / samples, time.perf_counter() - started
-
-
-def _sweep_once(
-    stepper: Stepper, boundaries: Boundaries, module: LocalModule, device: torch.device, budget: Budget, *, write: bool
-) -> None:
-    progress = Progress(
-        run_dir=Path(), budget_bytes=budget.bytes, laps=1, num_modules=1, lengths=(1,), steps=1, callbacks=()
-    )
-    sweep(stepper.objective, stepper.buffer, boundaries, progress, module, device, budget, write=write)
 
 
 def _halved(micro: int) -> list[int]:

@@ -111,3 +111,27 @@ small = [libc.malloc(60_000) for _ in range(100)]
 print(libc.malloc(3_000_000), small.count(None))
 """
     assert run_python(APP + source).split() == ["None", "0"]
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+def test_held_loose_blocks_are_taken_again_without_asking_and_held_tight_anew(
+    run_python: Callable[..., str],
+) -> None:
+    source = """
+from ondevice_trgl.device.allocator import release_memory
+limit = DataLimit()
+assert limit.holds == ("loose", "firm", "tight")
+limit.set(2_000_000_000)
+for how in ("tight", "loose", "firm"):
+    limit.hold(how)
+    release_memory()
+    use(12_000_000, 1)  # touches one block, and another stays until the end
+    use(4_000_000, 3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    use(4_000_000, 3)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+limit.lift()
+"""
+    tight, loose, firm = map(int, run_python(APP + source).split())
+    assert tight > 2000, "3 blocks of 976 pages each"
+    assert max(loose, firm) < 500

@@ -1,5 +1,6 @@
 """A step that lacks memory: undone, and done again further down the ladder as if it had been planned there."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -207,3 +208,14 @@ def test_a_step_that_took_more_than_was_seen_coming_lowers_the_next(tmp_path: Pa
     assert scene.stepper.rung == LADDER[2]
     scene.step(1)
     assert "in the step before" in scene.told[-1].cause
+
+
+def test_a_rung_says_how_the_allocator_is_held_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path, dataclasses.replace(LADDER[0], hold="loose"))
+    held: list[str] = []
+    monkeypatch.setattr(scene.budget.limit, "hold", held.append)
+    scene.step(0)
+    assert held == ["loose"]
+    scene.stepper._take(LADDER[1])
+    scene.step(1)
+    assert held == ["loose", "tight"]
