@@ -26,10 +26,19 @@ settings.load_profile("steady")
 RunPython = Callable[..., str]
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: a collection, of which every run makes several, need not walk it each time."""
-    gc.collect()
-    gc.freeze()
+_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """What is imported by now stays: a collection, of which every run makes several, need not walk it each time.
+
+    Looked at before every test: one that imports torch._dynamo makes each run after it twice as long.
+    """
+    global _modules
+    if len(sys.modules) != _modules:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:
