@@ -89,18 +89,20 @@ def containers_of(model: nn.Module) -> Iterator[tuple[Any, str]]:
     seen: set[int] = set()
 
     def inside(value: Any, name: str) -> Iterator[tuple[Any, str]]:
-        if type(value) not in _CONTAINERS or id(value) in seen:
+        if id(value) in seen:
             return
         seen.add(id(value))
         yield value, name
         if len(value) <= _LOOKED_INTO:
             for item in list(value.values() if isinstance(value, dict) else value):
-                yield from inside(item, name)
+                if type(item) in _CONTAINERS:
+                    yield from inside(item, name)
 
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             for name, value in list(module.__dict__.items()):
-                yield from inside(value, f"{path}.{name}" if path else name)
+                if type(value) in _CONTAINERS:
+                    yield from inside(value, f"{path}.{name}" if path else name)
 
 
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
