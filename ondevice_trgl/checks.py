@@ -130,9 +130,12 @@ def class_weights(value: Any) -> str | None:
     return "expected 'balanced', or a number of at least 0 for each class, one above 0"
 
 
-def loss(value: Any) -> str | None:
-    named = isinstance(value, str) and (value == "cross-entropy" or all(value.partition(":")))
-    return None if named or callable(value) else "expected cross-entropy, pkg.module:callable, or a callable"
+def function(*words: str) -> Check:
+    def check(value: Any) -> str | None:
+        named = isinstance(value, str) and (value in words or all(value.partition(":")))
+        return None if named or callable(value) else f"expected {', '.join(words)}, pkg.module:callable, or a callable"
+
+    return check
 
 
 def setting(default: Any, check: Check) -> Any:

@@ -13,7 +13,9 @@ from typing import Any
 from ondevice_trgl import checks
 from ondevice_trgl.checks import Checked, setting
 from ondevice_trgl.errors import ConfigError
+from ondevice_trgl.imported import name_of
 from ondevice_trgl.policy import Stated, parse_budget
+from ondevice_trgl.tasks import AUTO, CLASSES, KINDS, LOSSES, METRICS, MULTI_LABEL
 from ondevice_trgl.units import parse_size
 from ondevice_trgl.workload_settings import IN_FILES as IN_FILES
 from ondevice_trgl.workload_settings import ORIENTATIONS as ORIENTATIONS
@@ -28,7 +30,6 @@ OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "constant", "step")
 MOST_WARMUP = 0.9
 PRECISIONS = ("fp32", "bf16", "auto")
-CROSS_ENTROPY = "cross-entropy"
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
@@ -47,6 +48,11 @@ class TrainConfig(Checked):
 
     On CPU also a policy ("free-RAM minus 500MB", "50% of RAM"), or a function that gives either; both are asked between
     steps. In a container never more than its limit."""
+    task: str = setting(AUTO, checks.one_of(AUTO, *KINDS))
+    """What is learned of a sample. classes: one of several, given as its number. regression: a number, or a vector of
+    them. multi-label: for each of several labels whether it is there, a vector of 0 and 1.
+    auto is told from the data: whole numbers are classes, floats regression; where floats could be something else, as
+    all are 0 or 1, or whole, it is asked for."""
     modules: str | int | tuple[str, ...] = setting("auto", checks.modules)
     """Local modules: `"auto"`, a number, or the names of the layers that each module ends with."""
     freeze_until: str | None = setting(None, checks.optional_text)
@@ -115,14 +121,23 @@ class TrainConfig(Checked):
     weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
     clip_norm: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
     """Most that the norm of all gradients of a module's step may be; larger ones are scaled down to it."""
-    loss: str | Callable[[Any, Any], Any] = setting(CROSS_ENTROPY, checks.loss)
-    """cross-entropy, or a function (logits, labels) -> scalar, the mean over samples, itself or as pkg.module:callable.
-
-    Without its own the plan counts what cross-entropy takes. A run remembers a function by its name."""
+    loss: str | Callable[[Any, Any], Any] = setting(AUTO, checks.function(AUTO, *LOSSES.values()))
+    """auto: that of the task, which are cross-entropy of classes, mse of regression, bce (binary cross-entropy with
+    logits) of multi-label. Or a function (outputs, labels or targets) -> scalar, the mean over samples, itself or as
+    pkg.module:callable; without its own the plan counts what the task's takes. A run remembers a function by its name.
+    """
+    metric: str | Callable[[Any, Any], Any] = setting(AUTO, checks.function(AUTO))
+    """By which heads are compared, larger is better. auto: accuracy of classes, R2 of regression, macro F1 of
+    multi-label. Or a function (predictions, labels or targets) -> number, itself or as pkg.module:callable, which is
+    given a whole split: class probabilities (N, classes) and labels int64 (N,), numbers (N, T) and targets float32
+    (N, T), or probabilities of labels (N, T) and 0 or 1 (N, T). Memory: the predictions of a split, which the plan
+    counts, and what the function takes, which it does not."""
     label_smoothing: float = setting(0.1, checks.number(0.0, 1.0))
+    """Of the cross-entropy; other losses have none."""
     class_weights: str | tuple[float, ...] | None = setting(None, checks.class_weights)
     """Of each class in the cross-entropy, in the order of the classes, scaled to a mean of 1 over the training samples;
-    "balanced": as one over the number of a class's training samples."""
+    "balanced": as one over the number of a class's training samples. With multi-label, the weight of each label where
+    it is there (the positive weight of bce); "balanced": samples without it over samples with it."""
     balance: bool = setting(False, checks.switch)
     """Each class equally often in an epoch, which keeps its length: fewer samples of large ones, small ones again."""
     batch_size: int = setting(32, checks.int_from(1))
@@ -161,9 +176,10 @@ class TrainConfig(Checked):
                 faults.append(
                     f"{name} = {checks.plain(value)}: lr_schedule = {self.lr_schedule!r} has none; set 'step'"
                 )
-        for name in ("label_smoothing", "class_weights") if self.loss != CROSS_ENTROPY else ():
+        for name in ("label_smoothing", "class_weights") if self.has_own_loss else ():
             if (value := getattr(self, name)) != DEFAULTS[name]:
                 faults.append(f"{name} = {checks.plain(value)}: loss = {self.loss_name} has none, cross-entropy has")
+        faults += self.task_faults(self.asked_task)
         if self.balance and self.class_weights == "balanced":
             faults.append("class_weights = 'balanced': balance draws classes equally often already; leave one out")
         if self.tau_depth != "constant" and isinstance(self.tau, str):
@@ -232,16 +248,39 @@ class TrainConfig(Checked):
         return max(1, round(sum(self.epochs_of(k, modules) for k in range(modules)) / modules))
 
     @property
+    def asked_task(self) -> str:
+        """The task as it was stated, by its own name or by a loss that only one has; else auto."""
+        by_loss = {loss: kind for kind, loss in LOSSES.items()}
+        return by_loss.get(self.loss, AUTO) if self.task == AUTO and isinstance(self.loss, str) else self.task
+
+    def task_faults(self, kind: str) -> list[str]:
+        """What does not go with a task of that kind; auto goes with all."""
+        faults = []
+        if kind != AUTO and not self.has_own_loss and self.loss not in (AUTO, LOSSES[kind]):
+            faults.append(f"loss = {self.loss!r}: task = {kind!r} has {LOSSES[kind]}, or a function of your own")
+        refused = {AUTO: (), CLASSES: (), MULTI_LABEL: ("label_smoothing", "balance")}
+        for name in refused.get(kind, ("label_smoothing", "balance", "class_weights")):
+            if (value := getattr(self, name)) != DEFAULTS[name]:
+                faults.append(f"{name} = {checks.plain(value)}: task = {kind!r} has no classes; leave it out")
+        return faults
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss is a function of the user's."""
+        return callable(self.loss) or ":" in self.loss
+
+    @property
     def loss_name(self) -> str:
         """The loss in words: pkg.module:callable of a function."""
-        if isinstance(self.loss, str):
-            return self.loss
-        known = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
-        return f"{known.__module__}:{known.__qualname__}"
+        return name_of(self.loss)
+
+    def metric_name(self, kind: str) -> str:
+        """What is measured of a task of that kind: accuracy, r2, f1, or pkg.module:callable of a function."""
+        return METRICS[kind] if self.metric == AUTO else name_of(self.metric)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values, a loss by its name."""
-        return {**super().to_dict(), "loss": self.loss_name}
+        """The settings as JSON-ready values, functions by their names."""
+        return {**super().to_dict(), "loss": self.loss_name, "metric": name_of(self.metric)}
 
     @property
     def has_transport(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.bundle import DataBundle
-from ondevice_trgl.data.images import ImageSet
+from ondevice_trgl.data.images import ImageSet, one_label
 from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.partition import segments_of
@@ -19,6 +19,7 @@ from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.precision import in_precision, whole_precision
+from ondevice_trgl.trgl.task import Task
 
 LEAST_STEPS, MOST_STEPS = 3, 24
 """Beside the first, where speed alone is measured."""
@@ -46,8 +47,8 @@ class Pace:
         return self.config.learning_rate_at(done % lap / lap)
 
 
-Judge = Callable[[ImageSet, bool], float]
-"""Share of the samples that are got right, of the whole set or of its first batch."""
+Judge = Callable[[ImageSet, bool], float | None]
+"""The task's metric of the whole set; or of its first batch a pass alone, without one."""
 Work = tuple[Iterator[None], Judge]
 """Steps without end, each done as it is asked for; and validation, which belongs to the peak."""
 
@@ -73,10 +74,10 @@ class _Samples:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         out = torch.empty(1, *self._source.shape, dtype=self._dtype)
         labels = self._source.read([index], out)
-        return out[0], int(labels[0])
+        return out[0], one_label(labels)
 
 
 def plain(
@@ -110,7 +111,8 @@ def plain(
     )
 
     autocast = autocast_dtype(config.precision, device)
-    task = task_loss(config, data.train.labels, data.num_classes)
+    task = Task.of(config, data.preprocessing.task, data.num_classes)
+    task_of_batch = task_loss(config, data.train.labels, task)
 
     def steps() -> Iterator[None]:
         _train_mode(model, chain)
@@ -119,7 +121,7 @@ def plain(
                 optimizer.zero_grad()
                 with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
                     output = logits_of(model(images.to(device)), name)
-                loss = task(whole_precision(output), labels.to(device))
+                loss = task_of_batch(whole_precision(output), labels.to(device))
                 loss.backward()
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -127,16 +129,15 @@ def plain(
                 yield
 
     @torch.no_grad()
-    def judge(split: ImageSet, whole: bool) -> float:
+    def judge(split: ImageSet, whole: bool) -> float | None:
         model.eval()
         samples: DataLoader[Any] = DataLoader(_Samples(split, dtype), batch_size=batch)  # type: ignore[arg-type]
-        right = rows = 0
+        score = task.score(split.labels)
         for images, labels in samples:
-            right += int((logits_of(model(images.to(device)), name).argmax(1).cpu() == labels).sum())
-            rows += len(labels)
+            score.add(logits_of(model(images.to(device)), name).cpu(), labels)
             if not whole:
-                break
-        return right / rows
+                return None
+        return score.value()
 
     return steps(), judge
 
@@ -188,7 +189,8 @@ def tuned(
     )
     buffer = buffer_for(micro, data.input_shape, dtype)
 
-    loss = task_loss(config, data.train.labels, data.num_classes)
+    task = Task.of(config, data.preprocessing.task, data.num_classes)
+    loss = task_loss(config, data.train.labels, task)
 
     def steps() -> Iterator[None]:
         epoch = done = 0
@@ -203,15 +205,14 @@ def tuned(
             epoch += 1
 
     @torch.no_grad()
-    def judge(split: ImageSet, to_the_end: bool) -> float:
+    def judge(split: ImageSet, to_the_end: bool) -> float | None:
         model.eval()
-        right = rows = 0
+        score = task.score(split.labels)
         for z, labels, _, count in all_rows(split, buffer):
-            right += int((whole(z.to(device))[:count].argmax(1).cpu() == labels).sum())
-            rows += count
+            score.add(whole(z.to(device))[:count].cpu(), labels)
             if not to_the_end:
-                break
-        return right / rows
+                return None
+        return score.value()
 
     return steps(), judge
 

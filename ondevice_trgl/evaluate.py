@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ondevice_trgl.config import Workload
+from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.holdout import Holdout, as_trained
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.pictures import same_data
@@ -33,6 +33,8 @@ from ondevice_trgl.run.opening import fresh_head, network_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
 from ondevice_trgl.run.trained import TrainedRun
+from ondevice_trgl.tasks import CLASSES, REGRESSION
+from ondevice_trgl.trgl.task import Task
 from ondevice_trgl.workload import build_for, load_bundle
 
 ENSEMBLE = "ensemble"
@@ -41,7 +43,9 @@ _CHANGED = (
     " trained on"
 )
 _GROUP_BYTES = 8_000_000
-"""Pictures are told apart in groups whose class probabilities take about this much."""
+"""Pictures are told apart in groups whose predictions take about this much."""
+_THERE = 0.5
+"""A label is there whose probability is above this."""
 
 
 def evaluate(
@@ -57,7 +61,8 @@ def evaluate(
     """See `jobs.evaluate_run`. `peak_before` is what this process took so far, where it is ours."""
     with _opened(run_dir, head, budget, peak_before) as network:
         held, digest = _test_data(network, data, data_root, by_order)
-        measured = network.evaluation(held.samples).run(network.index, ensemble=network.ensemble)
+        task = network.task(judging=True)
+        measured = network.evaluation(held.samples, task).run(network.index, ensemble=network.ensemble)
         peak = network.peak_bytes()
     index, report = network.index, network.trained.report
     accuracy = measured.heads[index] if measured.ensemble is None else measured.ensemble
@@ -66,6 +71,8 @@ def evaluate(
     comparable = measured.ensemble is None and digest is not None and digest == report.workload.get("digest")
     return {
         "accuracy": accuracy,
+        "metric": task.metric,
+        "rmse": measured.rmse[index] if measured.ensemble is None else None,
         "samples": len(held.samples),
         "head": index if measured.ensemble is None else head,
         "heads": list(measured.heads),
@@ -89,18 +96,18 @@ def predict(
     """See `jobs.predict_run`."""
     with _opened(run_dir, head, budget, peak_before) as network:
         found = load_pictures(paths, network.known, scratch_dir=network.scratch)
-        names, predictions = network.known.class_names, []
+        names, task = network.known.class_names, network.task(judging=False)
+        predictions: list[dict[str, Any]] = []
         rows = max(1, _GROUP_BYTES // (4 * len(names)))
         for start in range(0, len(found.files), rows):
-            group_of = _Some(found.samples, start, min(rows, len(found.files) - start))
-            likely = network.evaluation(group_of).probabilities(network.index, ensemble=network.ensemble)
-            shares, labels = likely.topk(min(top, len(names)), dim=1)
-            for file, share, label in zip(found.files[start:], shares.tolist(), labels.tolist(), strict=False):
-                best = [{"class": names[k], "label": k, "confidence": p} for k, p in zip(label, share, strict=True)]
-                predictions.append({"file": str(file), **best[0], "top": best})
+            group_of = _Some(found.samples, start, min(rows, len(found.files) - start), task)
+            given = network.evaluation(group_of, task).predictions(network.index, ensemble=network.ensemble)
+            said = _classes(given, names, top) if task.kind == CLASSES else _targets(given, names, task.kind)
+            predictions += [{"file": str(file), **one} for file, one in zip(found.files[start:], said, strict=False)]
         peak = network.peak_bytes()
     return {
         "predictions": predictions,
+        "task": task.kind,
         "head": head if network.ensemble else network.index,
         "told": [found.told] if found.told else [],
         "budget_bytes": network.budget_bytes,
@@ -108,15 +115,34 @@ def predict(
     }
 
 
-class _Some(ImageSet):
-    """`count` samples of `given` from `start` on."""
+def _classes(given: Tensor, names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """The best `top` classes of each row of probabilities."""
+    shares, labels = given.topk(min(top, len(names)), dim=1)
+    for share, label in zip(shares.tolist(), labels.tolist(), strict=True):
+        best = [{"class": names[k], "label": k, "confidence": p} for k, p in zip(label, share, strict=True)]
+        yield {**best[0], "top": best}
 
-    def __init__(self, given: ImageSet, start: int, count: int) -> None:
-        super().__init__(given.labels[start : start + count], given.shape)
+
+def _targets(given: Tensor, names: Sequence[str], kind: str) -> Iterator[dict[str, Any]]:
+    """The numbers of each row by the names of the targets; of labels those that are there too, the likeliest first."""
+    for row in given.tolist():
+        if kind == REGRESSION:
+            yield {"values": dict(zip(names, row, strict=True))}
+        else:
+            likely = sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])
+            yield {"labels": [name for name, share in likely if share > _THERE], "confidences": dict(likely)}
+
+
+class _Some(ImageSet):
+    """`count` samples of `given` from `start` on, whose labels are not known."""
+
+    def __init__(self, given: ImageSet, start: int, count: int, task: Task) -> None:
+        super().__init__(task.no_labels(count), given.shape)
         self._given, self._start = given, start
 
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
-        return self._given.read([self._start + index for index in indices], out)
+        self._given.read([self._start + index for index in indices], out)
+        return self.labels[indices]
 
 
 def _test_data(
@@ -126,7 +152,8 @@ def _test_data(
     own = network.workload
     root = own.data_root if data_root is None else data_root
     if data is None or same_data(data, own.data):
-        bundle = load_bundle(dataclasses.replace(own, data_root=root), network.seed, network.scratch, network.known)
+        own, known = dataclasses.replace(own, data_root=root), network.known
+        bundle = load_bundle(own, network.seed, network.scratch, known, known.task)
         origin = f"the test part of {own.data}"
         held = as_trained(bundle.test, bundle.class_names, origin, network.known, what=own.data, by_order=by_order)
         if network.trained.report.workload.get("digest") not in (None, bundle.digest):
@@ -166,15 +193,21 @@ class _Network:
     fresh: Callable[[Source], tuple[Partition, list[nn.Module | None]]]
     precision: str
     """That of the run, as far as this machine has it."""
+    config: TrainConfig
 
-    def evaluation(self, samples: ImageSet) -> Evaluation:
+    def task(self, *, judging: bool) -> Task:
+        """What the run learned; not `judging`, without a metric of the user's. Raises UsageError."""
+        kind, outputs = self.known.task, self.known.num_classes
+        return Task.of(self.config, kind, outputs) if judging else Task(kind, outputs)
+
+    def evaluation(self, samples: ImageSet, task: Task) -> Evaluation:
         """Of `samples`, ready to be run."""
         source = sources(None, None, samples)["test"]
         partition, heads = self.fresh(source)
         store = ModuleStore(self.trained.run.modules)
         plan, scratch = self.trained.plan, self.scratch
         return Evaluation(
-            partition, heads, plan, store, source, scratch, self.device, self.held, precision=self.precision
+            partition, heads, plan, store, source, scratch, self.device, self.held, precision=self.precision, task=task
         )
 
     def peak_bytes(self) -> int:
@@ -217,7 +250,7 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
         yield _Network(
             trained, workload, known, index, head == ENSEMBLE, config.seed, device, scratch, held, meter,
             budget_bytes if is_meant else None, peak_before, fresh,
-            "fp32" if config.precision == "fp32" else "auto",
+            "fp32" if config.precision == "fp32" else "auto", config,
         )  # fmt: skip
 
 

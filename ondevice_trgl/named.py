@@ -42,7 +42,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, p
     now = allowed(stated, device)
     config = dataclasses.replace(record.config, budget=now())
     with global_state_kept(config.threads), meter_for(device) as meter:
-        bundle = load_bundle(workload, config.seed, scratch_beside(run_dir))
+        bundle = load_bundle(workload, config.seed, scratch_beside(run_dir), task=config.asked_task)
         if record.subject["digest"] != bundle.digest:
             raise RunDirError(
                 f"the data have changed since {run_dir} was started: {bundle.description}",

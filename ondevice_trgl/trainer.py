@@ -41,7 +41,7 @@ from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, WEIGHTS, RunDir, read
 from ondevice_trgl.run.session import Session
 from ondevice_trgl.run.trained import TrainedRun
 from ondevice_trgl.setup.helper import stated_budget
-from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged
+from ondevice_trgl.setup.planning import STEPS_OF_AN_APP, plan_staged, rehearsed_task
 from ondevice_trgl.setup.rehearse import Rehearsals
 from ondevice_trgl.setup.requests import PlanRequest, too_large
 from ondevice_trgl.setup.staging import measure, stage
@@ -58,8 +58,9 @@ class Trainer:
     """Trains `model` module by module inside `config.budget`.
 
     `model` is an nn.Module or a callable that makes one: a callable's weights go to disk while it makes them, so that
-    the whole network is never in memory. `fit` takes map-style datasets of (input, label). While it runs, the
-    parameters are evicted: they hold no memory but for the module in training. `export` fills the model again.
+    the whole network is never in memory. `fit` takes map-style datasets of (input, label), or (input, targets) of
+    numbers, see `TrainConfig.task`. While it runs, the parameters are evicted: they hold no memory but for the module
+    in training. `export` fills the model again.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Trainer:
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
         with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
-            data = sources(train_set, val_set, test_set)
+            data = sources(train_set, val_set, test_set, self.config.asked_task)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
                 return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
 
@@ -131,7 +132,7 @@ class Trainer:
         self._pause.clear()
         started = time.perf_counter()
         with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
-            data = sources(train_set, val_set, test_set)
+            data = sources(train_set, val_set, test_set, self.config.asked_task)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget
             self._session = Session(
@@ -226,6 +227,7 @@ class Trainer:
             meter,
             limit,
             memo,
+            rehearsed_task(record, chain),
             room_bytes=stated_budget(record.config) - descendants_bytes(),
             scratch=folder,
             steps=STEPS_OF_AN_APP,

@@ -13,14 +13,15 @@ from ondevice_trgl.model.names import check_model_name, needs_channels
 from ondevice_trgl.model.resnets import orthogonal
 from ondevice_trgl.model.weights import Filled, read_weights
 from ondevice_trgl.model.zoo import build_model
+from ondevice_trgl.tasks import AUTO
 
 
 def load_bundle(
-    workload: Workload, seed: int, scratch_dir: Path | None, known: Preprocessing | None = None
+    workload: Workload, seed: int, scratch_dir: Path | None, known: Preprocessing | None = None, task: str = AUTO
 ) -> DataBundle:
     """The datasets, in the shape that the model needs; large ones go to a file in `scratch_dir`. Raises TrglError.
 
-    Pixels are normalised as `known` says, where that is given.
+    Pixels are normalised as `known` says, where that is given; labels are read as `task` says.
     """
     check_model_name(workload.model)
     return load_data(
@@ -33,6 +34,7 @@ def load_bundle(
         seed=seed,
         scratch_dir=scratch_dir,
         known=known,
+        task=task,
     )
 
 
@@ -46,9 +48,11 @@ def build_for(workload: Workload, data: DataBundle | Preprocessing, seed: int) -
     return model
 
 
-def load_workload(workload: Workload, seed: int, scratch_dir: Path | None) -> tuple[DataBundle, nn.Module]:
+def load_workload(
+    workload: Workload, seed: int, scratch_dir: Path | None, task: str = AUTO
+) -> tuple[DataBundle, nn.Module]:
     """Datasets and model, with the weights that it starts from. Raises TrglError."""
-    data = load_bundle(workload, seed, scratch_dir)
+    data = load_bundle(workload, seed, scratch_dir, task=task)
     model = build_for(workload, data, seed)
     if workload.weights is not None:
         fill_weights(workload, model, data.num_classes)

@@ -23,6 +23,7 @@ ROOMS = (
     "processes",
     "units",
     "policy",
+    "tasks",
     "buffers",
     "checks",
     "workload_settings",

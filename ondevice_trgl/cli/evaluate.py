@@ -1,4 +1,4 @@
-"""`trgl-device evaluate`: the accuracy of a trained run."""
+"""`trgl-device evaluate`: the accuracy of a trained run, or its task's metric."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.cli.signals import PauseOnSignal
 from ondevice_trgl.errors import BudgetExceededError, UsageError
 from ondevice_trgl.policy import parse_budget
-from ondevice_trgl.report.table import Line, Span, format_fraction
+from ondevice_trgl.report.table import Line, Span
+from ondevice_trgl.tasks import format_metric, metric_title
 from ondevice_trgl.units import format_size
 
 
@@ -54,7 +55,10 @@ def run_evaluate(shell: Shell, given: dict[str, Any]) -> int:
     what = f"on {result['samples']:,} samples of {result['data']}, {which}"
     for line in result["told"]:
         shell.note(f"data: {line}")
-    shell.lines([(Span(f"accuracy {format_fraction(result['accuracy'])}", "title"), Span(f" {what}"))])
+    metric, rmse = result["metric"], result["rmse"]
+    figure = f"{metric_title(metric)} {format_metric(result['accuracy'], metric)}"
+    figure += f" (RMSE {rmse:.4g})" if rmse is not None else ""
+    shell.lines([(Span(figure, "title"), Span(f" {what}"))])
     if result["matches_report"] is not None:
         same = result["matches_report"]
         text = "the same as in the run's report" if same else "NOT the same as in the run's report"

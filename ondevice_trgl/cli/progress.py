@@ -5,8 +5,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-from ondevice_trgl.report.table import format_fraction, format_seconds
+from ondevice_trgl.report.table import format_seconds
 from ondevice_trgl.run.callbacks import Callback, RunState
+from ondevice_trgl.tasks import format_metric
 from ondevice_trgl.units import format_size
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -49,9 +50,9 @@ def losses(run: RunState) -> list[str]:
 
 
 def accuracies(run: RunState) -> list[str]:
-    """Of the module in training, as far as they are known."""
+    """Of the module in training, in the task's metric, as far as they are known."""
     parts = [("train", run.train_accuracy), ("val", run.val_accuracy)]
-    return [f"{name} {format_fraction(value)}" for name, value in parts if value is not None]
+    return [f"{name} {format_metric(value, run.metric)}" for name, value in parts if value is not None]
 
 
 def means(run: RunState) -> list[str]:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.data.bundle import Asked, DataBundle
-from ondevice_trgl.data.classes import check_alike, numbered_classes, stated_classes
+from ondevice_trgl.data.classes import check_alike, check_names, numbered_classes, stated_classes
 from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet, all_alike, pixel_stats
 from ondevice_trgl.data.preprocessing import BILINEAR, NONE, Preprocessing
 from ondevice_trgl.data.records import IN_MEMORY_BYTES, Records, hash_records, keep_records
 from ondevice_trgl.data.samples import Samples, described
 from ondevice_trgl.data.source import Part, Source
-from ondevice_trgl.data.splits import check_labels, check_zero_used, tenth
+from ondevice_trgl.data.splits import check_labels, check_task, check_zero_used, tenth
+from ondevice_trgl.data.targets import Targets
 from ondevice_trgl.data.user import Scanned, UserSet, fingerprint, scan
 from ondevice_trgl.errors import DataError
 
@@ -33,6 +34,7 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
 
     Raises DataError where its labels cannot be trained on, or its pixels are all the same.
     """
+    check_task(source.task, asked.task, asked.name)
     stored, shape = source.shape, asked.delivered(source.shape)
     assert len(shape) == 3
     digest = hashlib.blake2b(repr((stored, shape)).encode(), digest_size=16)
@@ -55,11 +57,14 @@ def assemble(source: Source, asked: Asked, stats: PixelStats | None = None) -> D
             positions = asked.limit(torch.arange(len(part.labels)), part.labels, split=name)
             kept |= _keep(part, {name: positions}, stored, asked, digest)
     sets = {name: StoredSet(*kept[name], stored=stored, shape=shape, stats=stats) for name in _SPLITS}
+    for one in sets.values():
+        one.task = source.task
     stretched = shape[1:] != stored[1:]
     resize = source.resize if not stretched else BILINEAR if source.resize == NONE else source.resize
     preprocessing = Preprocessing(
-        source.class_names, shape, resize, source.orientation, stats.over(shape[0]).mean, stats.over(shape[0]).std
-    )
+        source.class_names, shape, resize, source.orientation,
+        stats.over(shape[0]).mean, stats.over(shape[0]).std, source.task,
+    )  # fmt: skip
     return _bundle(asked, source.origin, preprocessing, stored, sets, digest)
 
 
@@ -105,14 +110,20 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
     samples: list[Samples] = []
     scanned: list[Scanned] = []
     for dataset, name in zip(parts, names, strict=True):
-        samples.append(Samples(dataset, name=name, shape=samples[0].shape if samples else None))
+        targets = Targets(samples[0].targets.kind, samples[0].targets.width) if samples else Targets(asked.task)
+        samples.append(Samples(dataset, name=name, shape=samples[0].shape if samples else None, targets=targets))
         scanned.append(scan(samples[-1]))
     labels = [one.labels for one in scanned]
     stated = [stated_classes(dataset, name=name) for dataset, name in zip(parts, names, strict=True)]
     check_alike(dict(zip(names, stated, strict=True)))
     given, classes = samples[0].shape, stated[0]
     assert given is not None
-    if classes is None:
+    task, width = samples[0].targets.kind, samples[0].targets.width
+    if width is not None:
+        for given_names, name in zip(stated, names, strict=True):
+            check_names(given_names, width, name)
+        classes = classes or tuple(map(str, range(width)))
+    elif classes is None:
         check_zero_used(labels[0], what=names[0])
         classes = numbered_classes(int(labels[0].max()), samples=len(labels[0]), name=names[0])
     for some, name in zip(labels, names, strict=True):
@@ -139,7 +150,7 @@ def assemble_user(returned: Any, asked: Asked) -> DataBundle:
             samples[index], own, positions, shape=shape, num_classes=len(classes), whole=scanned[index].whole
         )
         sets[split].class_names = stated[0]
-    preprocessing = Preprocessing(classes, shape, NONE if shape[1:] == given[1:] else BILINEAR)
+    preprocessing = Preprocessing(classes, shape, NONE if shape[1:] == given[1:] else BILINEAR, task=task)
     return _bundle(asked, f"datasets of {asked.name}", preprocessing, given, sets, digest)
 
 
@@ -159,6 +170,6 @@ def _bundle(
         val=val,
         test=test,
         preprocessing=preprocessing,
-        description=asked.describe(given, sizes, preprocessing.class_names, train.labels, origin),
+        description=asked.describe(given, sizes, preprocessing.class_names, train.labels, origin, preprocessing.task),
         digest=digest.hexdigest(),
     )

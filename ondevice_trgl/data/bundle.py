@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.preprocessing import Preprocessing
-from ondevice_trgl.data.splits import balanced_head, carve, check_classes, class_name
+from ondevice_trgl.data.splits import balanced_head, carve, check_classes, class_name, strata
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import AUTO, CLASSES, REGRESSION
 
 _LEAST_VAL = 100
 _UNEVEN = 3
@@ -55,6 +56,8 @@ class Asked:
     channels: int | None = None
     seed: int = 0
     scratch_dir: Path | None = None
+    task: str = AUTO
+    """classes, regression or multi-label; auto: told from the data"""
 
     def delivered(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an input after resizing and repeating. Raises DataError where that cannot be done."""
@@ -76,11 +79,18 @@ class Asked:
         return (self.channels or have, *size)
 
     def describe(
-        self, given: tuple[int, ...], sizes: Sequence[int], names: Sequence[str], labels: Tensor, origin: str
+        self,
+        given: tuple[int, ...],
+        sizes: Sequence[int],
+        names: Sequence[str],
+        labels: Tensor,
+        origin: str,
+        task: str = CLASSES,
     ) -> str:
         """The one-line description of a bundle whose inputs come in the shape `given`; `sizes` of the three sets.
 
-        `labels` are those to train on, of classes with those `names`; how uneven they are is told where it matters.
+        `labels` are those to train on, of classes with those `names`; how uneven they are is told where it matters. Of
+        targets they are what the numbers are called.
         """
         shape, size = self.delivered(given), "x".join(map(str, given))
         if shape[1:] != given[1:]:
@@ -89,6 +99,9 @@ class Asked:
             size += f", the single channel repeated to {shape[0]}"
         counts = " / ".join(f"{n} {split}" for n, split in zip(sizes, ("train", "val", "test"), strict=True))
         limited = f" (limited to {self.train_limit})" if self.train_limit is not None else ""
+        if labels.is_floating_point():
+            what = "targets" if task == REGRESSION else "labels"
+            return f"{origin}: {counts}{limited}; {task} of {len(names)} {what}; {size}"
         told = f"{origin}: {counts}{limited}; {len(names)} classes; {size}"
         of_class = torch.bincount(labels, minlength=len(names))
         least, most = int(of_class.min()), int(of_class.max())
@@ -107,6 +120,7 @@ class Asked:
         """
         if self.train_limit is None or split == "test":
             return positions
+        labels = strata(labels)
         classes = len(labels[positions].unique())
         if split == "train" and self.train_limit < classes:
             raise DataError(
@@ -126,7 +140,7 @@ class Asked:
         what = f"{self.name} (train)"
         check_classes(labels, what=what, names=names)
         sizes = {split: size for split, size in zip(("val", "test"), carved, strict=True) if size is not None}
-        parts = carve(labels, tuple(sizes.values()), self.seed, what=self.name, names=names)
+        parts = carve(strata(labels), tuple(sizes.values()), self.seed, what=self.name, names=names)
         return {
             split: self.limit(part, labels, split=split) for split, part in zip(("train", *sizes), parts, strict=True)
         }

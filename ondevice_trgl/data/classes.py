@@ -74,6 +74,15 @@ def check_alike(stated: Mapping[str, tuple[str, ...] | None]) -> None:
         )
 
 
+def check_names(names: Sequence[str] | None, outputs: int, name: str) -> None:
+    """Raises DataError where a dataset of targets states another number of names than it has targets a sample."""
+    if names is not None and len(names) != outputs:
+        raise DataError(
+            f"{name} states {len(names)} names ({listing(names)}) and has {outputs} targets a sample",
+            hint="let its `classes` name every target, in their order, or leave it out",
+        )
+
+
 def _only_numbers(names: Sequence[str]) -> bool:
     return all(name == str(index) for index, name in enumerate(names))
 

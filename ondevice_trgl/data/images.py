@@ -12,21 +12,26 @@ from torch.utils.data import Dataset
 
 from ondevice_trgl.data.records import Records, chunk_rows
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import CLASSES
 
 _WORK_BYTES = 1024 * 1024
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Base of the datasets here: `labels` int64 (N,), `shape` of one input, `read` for whole batches.
+class ImageSet(Dataset[tuple[Tensor, int | Tensor]]):
+    """Base of the datasets here: `labels`, `shape` of one input, `read` for whole batches.
 
-    `set[i]` gives (float32 tensor of `shape`, int label), read through the same path as a batch.
+    `labels` are class numbers, int64 (N,), or targets, float32 (N, T). `set[i]` gives (float32 tensor of `shape`, int
+    label or targets (T,)), read through the same path as a batch.
     """
+
+    task: str = CLASSES
+    """What the labels are: classes, regression or multi-label."""
 
     whole: tuple[int, int] | None = None
     """Lowest and highest number in the inputs, where all are whole: ids, as far as a network looks them up."""
 
     class_names: tuple[str, ...] | None = None
-    """Where the dataset states them."""
+    """Where the dataset states them; of targets the names of those."""
 
     def __init__(self, labels: Tensor, shape: tuple[int, ...]) -> None:
         self.labels = labels
@@ -35,16 +40,15 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         out = torch.empty(1, *self.shape)
-        labels = self.read([index], out)
-        return out[0], int(labels[0])
+        return out[0], one_label(self.read([index], out))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int | Tensor]]:
         return (self[index] for index in range(len(self)))
 
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
-        """Fill `out[:len(indices)]` with those inputs and return their labels, int64.
+        """Fill `out[:len(indices)]` with those inputs and return their labels, as those of the set.
 
         `out` is float32 (at least len(indices), *shape), on any device; or int64, where inputs are whole numbers, which
         then come as they are. Safe to call from several threads.
@@ -64,7 +68,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     @abstractmethod
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
-        """Fill `out`, which has as many rows as `indices`, which are valid; their labels, int64."""
+        """Fill `out`, which has as many rows as `indices`, which are valid; their labels."""
+
+
+def one_label(labels: Tensor) -> int | Tensor:
+    """Of a batch of one sample: the number of its class, or its targets (T,)."""
+    return labels[0] if labels.is_floating_point() else int(labels[0])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice_trgl.tasks import CLASSES
+
 NONE, BILINEAR, CENTER_CROP = "none", "bilinear", "center-crop"
 
 
@@ -13,7 +15,7 @@ class Preprocessing:
     """What the training data were to the network. Whoever uses the network afterwards has to do the same."""
 
     class_names: tuple[str, ...]
-    """Of the network's outputs, in their order."""
+    """Of the network's outputs, in their order: classes, labels, or what the numbers are."""
     input_shape: tuple[int, ...]
     """Of one input, C x H x W for pictures."""
     resize: str = NONE
@@ -25,14 +27,23 @@ class Preprocessing:
     """Of each channel, of pixels from 0 to 255: an input is (pixels - mean) / std. None: inputs come as the dataset
     gives them, bytes as 0 to 1."""
     std: tuple[float, ...] | None = None
+    task: str = CLASSES
+    """What the outputs are: classes (logits of one of them), regression (numbers), multi-label (a logit of each)"""
+
+    @staticmethod
+    def kind_in(values: Mapping[str, Any]) -> str:
+        """The task in what `to_dict` gave; classes of a run from before there were others."""
+        return str(values.get("task", CLASSES))
 
     @property
     def num_classes(self) -> int:
+        """Width of the network's output."""
         return len(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; `pixels` says what mean and std are to be applied to."""
         values: dict[str, Any] = {
+            "task": self.task,
             "class_names": list(self.class_names),
             "input_shape": list(self.input_shape),
             "resize": self.resize,
@@ -54,6 +65,7 @@ class Preprocessing:
             str(values["orientation"]),
             None if mean is None else tuple(map(float, mean)),
             None if std is None else tuple(map(float, std)),
+            cls.kind_in(values),
         )
 
     @property

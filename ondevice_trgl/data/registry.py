@@ -19,6 +19,7 @@ from ondevice_trgl.data.user import call_named, is_callable_name
 from ondevice_trgl.data.vision import KNOWN as VISION
 from ondevice_trgl.data.vision import vision_dataset
 from ondevice_trgl.errors import DataError, UnknownNameError
+from ondevice_trgl.tasks import AUTO
 
 _NAMES = ("digits", "mnist5k", "fashion-mnist", *VISION)
 _FORMS = ("folder:PATH", "csv:FILE", synthetic.FORM, "pkg.module:callable")
@@ -42,6 +43,7 @@ def load_data(
     download: bool = False,
     orientation: str = "exif",
     known: Preprocessing | None = None,
+    task: str = AUTO,
 ) -> DataBundle:
     """Find, split and prepare the dataset `name`.
 
@@ -52,7 +54,8 @@ def load_data(
     `synthetic:` images. Records of more than 8 MB go to an unnamed file in `scratch_dir` (None: the system's temporary
     folder, which may be RAM). The network is used only with `download`, and only by the torchvision datasets. Picture
     files are turned upright as they say, unless `orientation` is stored; what they were decoded to is kept in the
-    user's cache folder. Pixels are normalised by mean and spread of `known`, or else of what is trained on.
+    user's cache folder. Labels are read as `task` says. Pixels are normalised by mean and spread of `known`, or else of
+    what is trained on.
 
     Raises UnknownNameError for a name that does not exist, DataError for data that is absent, empty or malformed,
     StorageError where the records cannot be written.
@@ -60,7 +63,7 @@ def load_data(
     for what, value in (("image_size", image_size), ("train_limit", train_limit), ("channels", channels)):
         if value is not None and value < 1:
             raise DataError(f"{what} is {value}; expected a whole number of at least 1")
-    asked = Asked(name, image_size, train_limit, channels, seed, scratch_dir)
+    asked = Asked(name, image_size, train_limit, channels, seed, scratch_dir, task)
     source = _source(asked, root, download, orientation)
     if source is None:
         return assemble_user(call_named(name, asked.seed), asked)
@@ -84,7 +87,7 @@ def load_holdout(
     that of validation where there is none); a named dataset by its test part. Classes are matched by name, or by their
     order with `by_order`. Memory and errors as `load_data`; DataError too for unknown classes and other shapes.
     """
-    asked = Asked(name, image_size, None, channels, seed, scratch_dir)
+    asked = Asked(name, image_size, None, channels, seed, scratch_dir, known.task)
     found = _found(asked, known)
     if found is not None:
         samples = pictures(found.part, known, asked)

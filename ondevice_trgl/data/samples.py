@@ -1,7 +1,6 @@
 """One sample after another of a dataset that callers bring: what is wrong with it is told by sample and dataset."""
 
 import contextlib
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ondevice_trgl.data.targets import Label, Targets
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.errors import DataError, TrglError, first_line
+from ondevice_trgl.tasks import CLASSES
 
-_MOST_SHOWN = 80
 _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 """Whole numbers that torch finds no lowest and highest of."""
 
@@ -20,12 +20,16 @@ _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 class Samples:
     """A map-style dataset of (tensor, label), called `name` in messages; `count` samples, as it says itself.
 
-    Inputs are of `shape`, which is that of the first one read where it is not given. Whatever reading raises becomes a
-    DataError, but for a want of memory. Raises DataError where `dataset` is not map-style, or is empty.
+    Inputs are of `shape`, which is that of the first one read where it is not given. `targets` reads the labels.
+    Whatever reading raises becomes a DataError, but for a want of memory. Raises DataError where `dataset` is not
+    map-style, or is empty.
     """
 
-    def __init__(self, dataset: Any, *, name: str, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, dataset: Any, *, name: str, shape: tuple[int, ...] | None = None, targets: Targets | None = None
+    ) -> None:
         self.dataset, self.name, self.shape = dataset, name, shape
+        self.targets = targets or Targets(CLASSES)
         self.count = _length(dataset, name)
         if self.count == 0:
             raise DataError(f"{name} is empty; expected at least one sample")
@@ -38,7 +42,7 @@ class Samples:
                 hint="a dataset has to keep its samples while it is trained on: __len__ must not change",
             )
 
-    def read(self, position: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, int]:
+    def read(self, position: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Label]:
         """Sample `position` as (tensor, label): float32, bytes as 0..1; or whole numbers as they are, int64."""
         value, number = self.given(position)
         if dtype == torch.int64:
@@ -50,7 +54,7 @@ class Samples:
         scaled = value.to(torch.float32)
         return (scaled / 255 if value.dtype == torch.uint8 else scaled), number
 
-    def given(self, position: int) -> tuple[Tensor, int]:
+    def given(self, position: int) -> tuple[Tensor, Label]:
         """Sample `position` as it comes."""
         where = f"sample {position} of {self.name}"
         sample = self._fetched(position, where)
@@ -66,7 +70,7 @@ class Samples:
                 f"{where} has shape {_times(value.shape)}; expected {_times(self.shape)}, the shape of the first",
                 hint="bring all inputs to one shape in the dataset",
             )
-        return value, _label(sample[1], where)
+        return value, self.targets.read(sample[1], where)
 
     def _fetched(self, position: int, where: str) -> Any:
         try:
@@ -164,36 +168,6 @@ def _input(value: Any, where: str) -> Tensor:
     return value
 
 
-def _label(label: Any, where: str) -> int:
-    """The number of a class, also one of numpy's or a tensor that holds one. Raises DataError."""
-    value = label
-    try:
-        if callable(getattr(label, "item", None)):
-            value = label.item()
-        number = operator.index(value)
-    except Exception as error:  # TypeError, or what tensors with more elements or without values raise
-        if lacks_memory(error):
-            raise
-        raise DataError(
-            f"the label of {where} is {_shown(label)}; expected a whole number", hint=_label_hint(label, value)
-        ) from None
-    if not -(1 << 63) <= number < 1 << 63:
-        raise DataError(f"the label of {where} is {number}; expected the number of a class", hint="number them from 0")
-    return number
-
-
-def _label_hint(label: Any, value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return "give int(label)"
-    with contextlib.suppress(Exception):
-        values = torch.as_tensor(label).flatten()
-        if len(values) > 1:
-            if int((values == 1).sum()) == 1 and int((values == 0).sum()) == len(values) - 1:
-                return "it looks one-hot: give label.argmax()"
-            return "give one class a sample: several, or shares of them, are not trained on"
-    return "a label is the number of its class, from 0"
-
-
 def is_whole(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
@@ -208,13 +182,6 @@ def described(value: Any) -> str:
     """What `value` is, in a message: "a list of 3"."""
     length = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"{'an' if type(value).__name__[:1] in 'AEIO' else 'a'} {type(value).__name__}{length}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor) and value.numel() > 1:
-        return f"a tensor of {value.numel()} elements"
-    said = " ".join(repr(value).split())
-    return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
 
 
 def _times(shape: Any) -> str:

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from ondevice_trgl.data.records import Records
 
 from ondevice_trgl.data.preprocessing import NONE
+from ondevice_trgl.tasks import CLASSES
 
 DATA_DIR_VARIABLE = "ONDEVICE_TRGL_DATA"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One official part of a dataset. `labels` int64 (N,); `stream()` gives its N records in order.
+    """One official part of a dataset. `labels` int64 (N,), or targets float32 (N, T).
 
-    Records come as chunks of uint8 (n, C*H*W); a chunk may be overwritten by the next one. Where they lie in a file
-    already, `records()` reads them there, by their position.
+    `stream()` gives its N records in order, as chunks of uint8 (n, C*H*W); a chunk may be overwritten by the next one.
+    Where they lie in a file already, `records()` reads them there, by their position.
     """
 
     labels: "Tensor"
@@ -49,6 +50,8 @@ class Source:
     resize: str = NONE
     """What was done to bring its pictures to `shape`; see Preprocessing."""
     orientation: str = "exif"
+    task: str = CLASSES
+    """What the labels are; `class_names` are those of the targets where they are no classes."""
 
 
 def data_dirs(root: Path | None) -> Iterator[tuple[Path, str]]:

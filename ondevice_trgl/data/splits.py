@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import AUTO, CLASSES, MULTI_LABEL, REGRESSION
 
 SUBTRACT_ONE = "subtract 1 (for example target_transform=lambda y: y - 1)"
 
@@ -105,10 +106,30 @@ def class_name(label: int, names: Sequence[str]) -> str:
     return f"class {label}" if name == str(label) else name
 
 
+def strata(labels: Tensor) -> Tensor:
+    """What to keep in proportion when samples are divided, int64 (N,): classes; targets are all alike."""
+    return torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
+
+
+def check_task(found: str, asked: str, what: str) -> None:
+    """Raises DataError where data are of another task than was stated; auto takes any."""
+    if asked not in (AUTO, found):
+        kinds = {CLASSES: "class numbers", REGRESSION: "float targets", MULTI_LABEL: "vectors of 0 and 1"}
+        raise DataError(
+            f"{what} has {kinds[found]}, for task = {found!r}; asked for was {asked!r}",
+            hint=f"leave task out, or give data with {kinds[asked]}",
+        )
+
+
 def check_labels(labels: Tensor, num_classes: int, *, what: str) -> None:
-    """Raises DataError where there are no samples, or a label is not in 0..num_classes-1."""
+    """Raises DataError where there are no samples, or a label is not in 0..num_classes-1.
+
+    Of targets all is known when they are read.
+    """
     if len(labels) == 0:
         raise DataError(f"{what} is empty; expected at least one sample")
+    if labels.is_floating_point():
+        return
     if (low := int(labels.min())) == 1 and int(labels.max()) == num_classes:
         raise DataError(
             f"{what}: labels go from {low} to {num_classes}, expected 0 to {num_classes - 1}", hint=SUBTRACT_ONE
@@ -138,9 +159,21 @@ def check_zero_used(labels: Tensor, *, what: str) -> None:
 
 
 def check_classes(labels: Tensor, *, what: str, names: Sequence[str] = ()) -> None:
-    """Raises DataError where all samples are of one class: there would be nothing to learn."""
-    if int(labels.min()) == int(labels.max()):
+    """Raises DataError where all samples are of one class or have the same targets: there would be nothing to learn."""
+    if labels.is_floating_point():
+        check_targets_vary(labels, what=what)
+    elif int(labels.min()) == int(labels.max()):
         raise DataError(
             f"{what} has one class only: every one of its {len(labels)} labels is {class_name(int(labels[0]), names)}",
             hint="training needs at least two classes",
+        )
+
+
+def check_targets_vary(targets: Tensor, *, what: str) -> None:
+    """Raises DataError where the targets (N, T) to train on are the same in every sample."""
+    if bool((targets == targets[0]).all()):
+        shown = ", ".join(f"{value:g}" for value in targets[0, :10].tolist())
+        raise DataError(
+            f"all {len(targets)} targets of {what} are {shown}: there is nothing to learn",
+            hint="look at what they are made from",
         )

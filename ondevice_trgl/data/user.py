@@ -6,7 +6,6 @@ import importlib
 import random
 import re
 import sys
-from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
@@ -15,21 +14,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.data.classes import stated_classes
+from ondevice_trgl.data.classes import check_names, stated_classes
 from ondevice_trgl.data.images import ImageSet
 from ondevice_trgl.data.samples import Samples, extremes, is_whole
-from ondevice_trgl.data.splits import check_labels
+from ondevice_trgl.data.splits import check_labels, check_task
+from ondevice_trgl.data.targets import Label, Targets, together
 from ondevice_trgl.errors import DataError
 from ondevice_trgl.imported import found_here
+from ondevice_trgl.tasks import CLASSES
 
 _PROBES = 16
 _CALLABLE = re.compile(r"(?!folder:|synthetic:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class UserSet(ImageSet):
-    """A map-style dataset of (tensor, int label), read sample by sample.
+    """A map-style dataset of (tensor, label or targets), read sample by sample.
 
-    `positions` (int64) picks of `samples`, which are of one shape; `labels` (int64) are the labels at those. Inputs are
+    `positions` (int64) picks of `samples`, which are of one shape; `labels` are the labels at those. Inputs are
     delivered as float32 and otherwise as they come: bytes become 0..1, nothing is normalised. `shape` may differ from
     that of the samples in height and width (bilinear) and repeat a single channel. Whole numbers are delivered as they
     are where int64 is asked for. Reading raises DataError, also for a label that is not in 0..num_classes-1.
@@ -49,14 +50,15 @@ class UserSet(ImageSet):
         super().__init__(labels, shape)
         self.whole = whole if shape == samples.shape else None
         self.constant = constant
+        self.task = samples.targets.kind
         self._samples, self._positions, self._num_classes = samples, positions.tolist(), num_classes
 
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
-        labels = []
+        labels: list[Label] = []
         for row, index in enumerate(indices):
             position = self._positions[index]
             value, label = self._samples.read(position, out.dtype)
-            if not 0 <= label < self._num_classes:
+            if isinstance(label, int) and not 0 <= label < self._num_classes:
                 raise DataError(
                     f"the label of sample {position} of {self._samples.name} is {label};"
                     f" expected 0..{self._num_classes - 1}",
@@ -66,14 +68,14 @@ class UserSet(ImageSet):
                 value = interpolate(value[None], size=self.shape[1:], mode="bilinear", align_corners=False)[0]
             out[row].copy_(value)
             labels.append(label)
-        return torch.tensor(labels, dtype=torch.int64)
+        return together(labels)
 
 
 class Scanned(NamedTuple):
     """What one pass over a dataset shows."""
 
     labels: Tensor
-    """int64 (N,)"""
+    """int64 (N,), or of targets float32 (N, T)"""
     whole: tuple[int, int] | None
     """Lowest and highest number in the inputs, where all are whole."""
     constant: float | None
@@ -83,14 +85,15 @@ class Scanned(NamedTuple):
 def scan(samples: Samples) -> Scanned:
     """Labels and kind of the inputs, in one pass over every sample.
 
-    Raises DataError where one is malformed, or not of the shape of the others.
+    Raises DataError where one is malformed, or not of the shape of the others, and where the task is to be told from
+    the labels and cannot be.
     """
-    labels = array("q")  # one by one: how many there are is known when they have been read
+    gathered = samples.targets.gathered()  # one by one: how many there are is known when they have been read
     lowest, highest, whole = 0, 0, True
     constant: float | None = None
     for position in range(samples.count):
         value, label = samples.given(position)
-        labels.append(label)
+        gathered.add(label)
         whole = whole and is_whole(value)
         if whole:
             least, most = extremes(value)
@@ -100,21 +103,35 @@ def scan(samples: Samples) -> Scanned:
         if constant is not None and not bool((value == constant).all()):
             constant = None
     samples.check_count()
-    return Scanned(torch.tensor(labels, dtype=torch.int64), (lowest, highest) if whole else None, constant)
+    labels = gathered.tensor()
+    samples.targets.settle(labels, samples.name)
+    return Scanned(labels, (lowest, highest) if whole else None, constant)
 
 
-def image_set(dataset: Any, *, name: str = "dataset", num_classes: int | None = None) -> ImageSet:
+def image_set(
+    dataset: Any,
+    *,
+    name: str = "dataset",
+    num_classes: int | None = None,
+    task: str = CLASSES,
+    width: int | None = None,
+) -> ImageSet:
     """`dataset` itself where it is an ImageSet, else all of it as a UserSet, after one pass over its samples.
 
-    `num_classes` None: what the dataset states, else its highest label + 1. Raises DataError as `scan` does, and where
-    a label is out of range.
+    `num_classes` None: what the dataset states, else its highest label + 1. Labels are read as `task` says, which may
+    be auto; of targets there are `width` a sample, or as many as in the first. Raises DataError as `scan` does, and
+    where a label is out of range, or an ImageSet is of another task.
     """
     if isinstance(dataset, ImageSet):
+        check_task(dataset.task, task, name)
         return dataset
-    samples = Samples(dataset, name=name)
+    samples = Samples(dataset, name=name, targets=Targets(task, width))
     labels, whole, constant = scan(samples)
     names = stated_classes(dataset, name=name)
-    if num_classes is None:
+    if samples.targets.width is not None:
+        num_classes = samples.targets.width
+        check_names(names, num_classes, name)
+    elif num_classes is None:
         num_classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, num_classes, what=name)
     assert samples.shape is not None

@@ -28,6 +28,7 @@ from ondevice_trgl.plan.pareto import Choice, thinned, unbeaten
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
+from ondevice_trgl.tasks import AUTO
 from ondevice_trgl.units import format_size
 
 # Measured on two cores, torch 2.13 CPU.
@@ -112,7 +113,10 @@ class Planner:
         # two boundaries stand at a time: the one that is read and the one that is written
         self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0
         self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
-        self.beside += 4 * val_rows * chain.num_outputs  # probabilities of the validation samples
+        self.beside += 4 * val_rows * chain.num_outputs  # predictions of the validation samples
+        if config.metric != AUTO:  # which is given those of a whole split, of every module that trains side by side
+            most = len(chain.segments) if self.parallel else 1
+            self.beside += 4 * rows * chain.num_outputs * most
         self.costs = costs
         self.fewest = Fewest(chain, config)
         self.exact = self.fewest.exact

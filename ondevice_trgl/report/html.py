@@ -22,6 +22,7 @@ from ondevice_trgl.report.text import (
     subject,
     verdict,
 )
+from ondevice_trgl.tasks import metric_title
 from ondevice_trgl.units import format_size
 
 _STYLE = """
@@ -113,7 +114,7 @@ def to_html(report: Report) -> str:
             "Results",
             _facts(
                 {
-                    "accuracy": accuracy_line(report),
+                    metric_title(report.metric): accuracy_line(report),
                     "against end-to-end": gain_line(report),
                     "stopped": stopped_line(report),
                     "time": seconds_line(report),

@@ -1,6 +1,7 @@
 """The Report: one frozen record of what was predicted and what was measured. Every renderer reads this alone.
 
-Bytes are integers, times seconds, accuracies and savings fractions from 0 to 1. What was not measured is None.
+Bytes are integers, times seconds, accuracies and savings fractions from 0 to 1; see `metric` for tasks that have no
+accuracy. What was not measured is None.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl.errors import DamagedFileError, RunDirError
+from ondevice_trgl.tasks import ACCURACY
 
 SCHEMA_VERSION = 1
 BASELINES = ("e2e", "e2e_checkpoint")
@@ -80,6 +82,10 @@ class ModuleReport:
     train_accuracy: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    train_rmse: float | None = None
+    """Of a regression, the root of the mean squared error over samples and targets; as the two below."""
+    val_rmse: float | None = None
+    test_rmse: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ class BaselineReport:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyReport:
-    """Heads are chosen on validation data alone; `test` is the chosen head's."""
+    """Heads are chosen on validation data alone; `test` is the chosen head's. All are in the report's `metric`."""
 
     best_head: int | None = None
     """Of all, the network's own classifier included, which counts as the one behind the last module's."""
@@ -116,6 +122,9 @@ class AccuracyReport:
     """Of the head of the last module, which is of the same kind as those before it, where it has one."""
     ensemble_val: float | None = None
     test: float | None = None
+    best_head_val_rmse: float | None = None
+    """Of a regression, of the chosen head; as `test_rmse`."""
+    test_rmse: float | None = None
     drop: float | None = None
     """The best of the modules' heads, all of one kind, less last_module_val: what depth lost."""
     head: str | None = None
@@ -157,6 +166,9 @@ class Report:
     """The network's own classifier, trained on what the last module puts out; None where that module ends in it."""
     baselines: Mapping[str, BaselineReport] = dataclasses.field(default_factory=dict)
     """by the names in BASELINES"""
+    metric: str = ACCURACY
+    """What every "accuracy" here is a figure of, larger being better: accuracy (of classes), r2 (of regression), f1
+    (macro, of multi-label), or the user's own as pkg.module:callable."""
     accuracy: AccuracyReport = AccuracyReport()
     seconds: SecondsReport = SecondsReport()
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)

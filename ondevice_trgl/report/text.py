@@ -1,5 +1,7 @@
 """A Report as tables and sentences; the HTML page takes the same ones, so that both show the same figures."""
 
+from ondevice_trgl.report.accuracy import accuracy_line as accuracy_line
+from ondevice_trgl.report.accuracy import gain_line as gain_line
 from ondevice_trgl.report.ended import ended, stopped_line
 from ondevice_trgl.report.memory import memory_notes
 from ondevice_trgl.report.model import BaselineReport, ModuleReport, Report
@@ -16,6 +18,7 @@ from ondevice_trgl.report.table import (
     table_lines,
     wrapped,
 )
+from ondevice_trgl.tasks import CLASSES, MULTI_LABEL, format_metric, metric_title
 from ondevice_trgl.units import format_size
 
 _MOST_NAMES = 12
@@ -54,8 +57,8 @@ def _module_row(module: ModuleReport, report: Report, *, own: bool) -> list[Cell
         Span(format_size(module.predicted_peak_bytes), "bad" if module.predicted_peak_bytes > budget else ""),
         None if measured is None else Span(format_size(measured), "bad" if over else ""),
         format_seconds(module.train_seconds),
-        format_fraction(module.train_accuracy),
-        format_fraction(module.val_accuracy),
+        format_metric(module.train_accuracy, report.metric),
+        format_metric(module.val_accuracy, report.metric),
         None if cost is None else f"{cost:.3g}",
     ]
 
@@ -99,7 +102,7 @@ def comparison_table(report: Report) -> Table:
     rows: list[list[Cell]] = []
     for name, label in STRATEGIES.items():
         if (baseline := report.baselines.get(name)) is not None:
-            rows.append(_baseline_row(label, baseline, report.budget_bytes, report.savings[f"vs_{name}"]))
+            rows.append(_baseline_row(label, baseline, report, report.savings[f"vs_{name}"]))
     own = report.measured_peak_bytes
     rows.append(
         [
@@ -109,26 +112,26 @@ def comparison_table(report: Report) -> Table:
             against_budget(own, report.budget_bytes),
             format_seconds(report.seconds.per_epoch),
             None,
-            format_fraction(report.accuracy.test),
+            format_metric(report.accuracy.test, report.metric),
         ]
     )
-    names = ["<training", "batch", "measured", "<budget", "an epoch", "saving", "accuracy"]
+    names = ["<training", "batch", "measured", "<budget", "an epoch", "saving", metric_title(report.metric)]
     if report.trained_end_to_end is None:
         names, rows = names[:-1], [row[:-1] for row in rows]
     return make_table("Peak memory", tuple(names), rows)
 
 
-def _baseline_row(label: str, baseline: BaselineReport, budget: int, saving: float | None) -> list[Cell]:
+def _baseline_row(label: str, baseline: BaselineReport, report: Report, saving: float | None) -> list[Cell]:
     peak = baseline.measured_peak_bytes
     absent = {"did_not_fit": Span("did not fit", "bad"), "skipped": Span("skipped", "dim")}
     return [
         label,
         f"{baseline.batch_size} ({baseline.micro_batch_size})",
         _size(peak) or absent.get(baseline.status, Span("not measured", "dim")),
-        against_budget(peak, budget),
+        against_budget(peak, report.budget_bytes),
         format_seconds(baseline.seconds_per_epoch),
         format_fraction(saving),
-        format_fraction(baseline.test_accuracy),
+        format_metric(baseline.test_accuracy, report.metric),
     ]
 
 
@@ -214,59 +217,16 @@ def input_lines(report: Report) -> list[tuple[str, str]]:
         return []
     names, size = known["class_names"], "x".join(map(str, known["input_shape"]))
     first = ", ".join(names[:_MOST_NAMES])
+    known_as = (
+        "classes" if known.get("task", CLASSES) == CLASSES else "labels" if known["task"] == MULTI_LABEL else "targets"
+    )
     classes = f"{len(names)}: {first}" + (f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
     how = {"center-crop": ", cropped in the middle and scaled", "bilinear": ", scaled"}.get(known["resize"], "")
     if known["mean"] is not None:
         mean, std = (", ".join(f"{value:.1f}" for value in known[name]) for name in ("mean", "std"))
         how += f"; pixels 0 to 255 less {mean}, divided by {std} (mean and spread of the training set)"
     left = report.workload.get("weights_left")
-    return [("input", f"{size}{how}"), ("classes", classes), *([("weights", left)] if left else [])]
-
-
-def gain_line(report: Report) -> str | None:
-    """Accuracy against end-to-end training; None where nothing was judged."""
-    baseline, gains = report.trained_end_to_end, report.gains
-    if report.accuracy.test is None:
-        return None
-    if baseline is None or gains["best_head"] is None:
-        return "against end-to-end not measured; --baseline full trains that to the end too"
-    own = f", the network's own classifier, which end-to-end has too, {_points(gains['own_classifier'])}"
-    return (
-        f"test {format_fraction(baseline.test_accuracy)} end-to-end, after as many epochs ({baseline.epochs}); the best"
-        f" head is {_points(gains['best_head'])}{'' if gains['own_classifier'] is None else own}"
-    )
-
-
-def _points(gain: float | None) -> str:
-    points = f"{abs(100 * (gain or 0.0)):.1f}"
-    if points == "0.0":
-        return "equal"
-    return f"{points} points {'above' if (gain or 0.0) > 0 else 'below'}"
-
-
-def accuracy_line(report: Report) -> str | None:
-    """The accuracies that are known, or None."""
-    known = report.accuracy
-    head = "" if known.best_head is None else f" (head of module {known.best_head})"
-    if report.classifier is not None and known.best_head == report.classifier.index:
-        head = " (the network's own classifier)"
-    kind = f" ({known.head}, as those before it)" if known.head and report.classifier is not None else ""
-    parts = [
-        f"{what} {format_fraction(value)}{note}"
-        for what, value, note in (
-            ("best head by validation", known.best_head_val, head),
-            ("last module's head", known.last_module_val if report.classifier is not None else None, kind),
-            ("own classifier" if report.classifier is not None else "last head", known.last_head_val, ""),
-            ("ensemble", known.ensemble_val, ""),
-            ("test", known.test, ""),
-        )
-        if value is not None
-    ]
-    samples = report.workload.get("samples", {})
-    judged = [
-        f"{samples[split]:,} {word}" for split, word in (("val", "validation"), ("test", "test")) if split in samples
-    ]
-    return f"{', '.join(parts)} ({' and '.join(judged)} samples)" if parts and judged else ", ".join(parts) or None
+    return [("input", f"{size}{how}"), (known_as, classes), *([("weights", left)] if left else [])]
 
 
 def seconds_line(report: Report) -> str | None:
@@ -299,7 +259,7 @@ def report_lines(report: Report, width: int = 100) -> list[Line]:
             lines += wrapped(Span(note, "dim"), width)
     lines += [(), *wrapped(verdict(report), width)]
     for name, known in (
-        ("accuracy", accuracy_line(report)),
+        (metric_title(report.metric), accuracy_line(report)),
         ("", gain_line(report)),
         ("stopped", stopped_line(report)),
         ("time", seconds_line(report)),

@@ -6,18 +6,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ondevice_trgl.data.splits import SUBTRACT_ONE, class_name
+from ondevice_trgl.data.splits import SUBTRACT_ONE, check_targets_vary, class_name
 from ondevice_trgl.errors import DataError, NonFiniteError
 
 
 class Source(Protocol):
-    """Samples at one boundary: `labels` int64 (rows,), `shape` of one sample."""
+    """Samples at one boundary: `labels` int64 (rows,) or targets float32 (rows, T), `shape` of one sample."""
 
     labels: Tensor
     shape: tuple[int, ...]
 
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
-        """Fill out[:len(indices)]; returns int64 labels (len(indices),)."""
+        """Fill out[:len(indices)]; returns their labels."""
         ...
 
 
@@ -108,9 +108,21 @@ def all_rows(source: Source, buffer: Tensor) -> Iterator[tuple[Tensor, Tensor, i
 
 
 def check_labels(labels: Tensor, classes: int, what: str, names: Sequence[str] = ()) -> None:
-    """Raises DataError for an empty set, a label out of range, or a single class; `names` of the classes, if known."""
+    """Raises DataError for an empty set, a label out of range, or a single class; `names` of the classes, if known.
+
+    Of targets, for another number of them than the model has outputs, or ones that never change.
+    """
     if len(labels) == 0:
         raise DataError(f"the {what} set is empty", hint="give it at least one sample of every class")
+    if labels.is_floating_point():
+        if labels.shape[1] != classes:
+            raise DataError(
+                f"the {what} set has {labels.shape[1]} targets a sample, the model has {classes} outputs",
+                hint=f"give the model {labels.shape[1]} outputs; numbers of classes have to be whole: int(label)",
+            )
+        if what == "train":
+            check_targets_vary(labels, what="the train set")
+        return
     low, high = int(labels.min()), int(labels.max())
     if low == 1 and high == classes:
         raise DataError(

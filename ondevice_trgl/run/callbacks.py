@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.tasks import ACCURACY
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
@@ -37,7 +39,10 @@ class RunState:
     seconds_left: float | None
     """Estimate for the whole run; None until the first steps are timed."""
     train_accuracy: float | None = None
+    """In the task's `metric`; while a module trains, of classes alone."""
     val_accuracy: float | None = None
+    metric: str = ACCURACY
+    """What the accuracies are figures of: accuracy, r2, f1, or pkg.module:callable."""
     together: bool = False
     """All modules make their steps side by side (parallel schedule): loss and accuracy are those of the last one."""
     _pause: Callable[[], None] | None = None

@@ -23,6 +23,7 @@ from ondevice_trgl.run.sweep import Swept, sweep
 from ondevice_trgl.trgl.loss import Loss, task_loss
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.trgl.task import Task
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Context:
     meter: PeakMeter
     device: torch.device
     budget: Budget
+    task: Task
 
     def load(self, index: int) -> None:
         """Fill module `index` and its head from disk. Raises BudgetExceededError, DamagedFileError."""
@@ -56,7 +58,7 @@ class Context:
     @cached_property
     def loss(self) -> Loss:
         """The task loss of every module. Raises UsageError."""
-        return task_loss(self.config, self.boundaries.source("train").labels, self.partition.chain.num_outputs)
+        return task_loss(self.config, self.boundaries.source("train").labels, self.task)
 
     def objective(self, index: int, rung: Rung, multiplier: Multiplier | None = None) -> Objective:
         """The TRGL objective of module `index`, as `rung` trains it, under its `multiplier` where it has one."""
@@ -69,6 +71,7 @@ class Context:
             transport_norm=config.transport_norm,
             label_smoothing=config.label_smoothing,
             loss=self.loss,
+            task=self.task,
             autocast=autocast_dtype(config.precision, self.device),
             multiplier=multiplier,
             pieces=self.partition.pieces(index) if rung.checkpointed else (),

@@ -20,7 +20,8 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.sweep import Swept, sweep
-from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.trgl.step import CLASS_NUMBERS, Objective
+from ondevice_trgl.trgl.task import Task
 from ondevice_trgl.units import format_size
 
 _SPLIT = "test"
@@ -28,12 +29,14 @@ _SPLIT = "test"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the samples that were got right."""
+    """The task's metric, of accuracy the share of the samples that were got right."""
 
     heads: tuple[float | None, ...]
     """Of each head up to the last that was asked for; None of modules without one."""
     ensemble: float | None = None
-    """By the mean of the class probabilities of all those heads."""
+    """By the mean of the predictions of all those heads."""
+    rmse: tuple[float | None, ...] = ()
+    """Of each head, of a regression."""
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Evaluation:
     device: torch.device
     budget: Budget
     precision: str = "fp32"
+    task: Task = CLASS_NUMBERS
 
     def run(self, last: int, *, ensemble: bool = False) -> Accuracy:
         """The accuracy of every head up to that of module `last`; modules behind it are not looked at.
@@ -59,22 +63,28 @@ class Evaluation:
         Memory: one module with its head and one micro-batch; with `ensemble`, two tensors (rows, classes) beside.
         Raises BudgetExceededError, StorageError, DamagedFileError, NonFiniteError.
         """
-        accuracies, total = self._held(last, 0 if ensemble else None)
-        right = None if total is None else int((total.argmax(1) == self.source.labels).sum()) / len(total)
-        return Accuracy(tuple(accuracies), right)
+        swept, total = self._held(last, 0 if ensemble else None)
+        mean = None if total is None else self._mean(total, last)
+        return Accuracy(
+            tuple(one.accuracy.get(_SPLIT) for one in swept),
+            None if mean is None else self.task.judged(mean, self.source.labels),
+            tuple(one.rmse.get(_SPLIT) for one in swept),
+        )
 
-    def probabilities(self, last: int, *, ensemble: bool = False) -> Tensor:
-        """Of each class by the head of module `last`, float32 (rows, classes); `ensemble`: mean of all up to it.
+    def predictions(self, last: int, *, ensemble: bool = False) -> Tensor:
+        """Of the head of module `last`, float32 (rows, outputs); `ensemble`: mean of all up to it.
 
-        Memory and errors as `run`.
+        Class probabilities, numbers, or probabilities of labels. Memory and errors as `run`.
         """
         total = self._held(last, 0 if ensemble else last)[1]
         assert total is not None
-        count = sum(not module.passed for module in self.partition.modules[: last + 1])
-        return total.div_(count) if ensemble else total
+        return self._mean(total, last) if ensemble else total
 
-    def _held(self, last: int, first: int | None) -> tuple[list[float | None], Tensor | None]:
-        """Accuracy of each head, and the sum of the probabilities of heads from `first` on; None keeps none."""
+    def _mean(self, total: Tensor, last: int) -> Tensor:
+        return total.div_(sum(not module.passed for module in self.partition.modules[: last + 1]))
+
+    def _held(self, last: int, first: int | None) -> tuple[list[Swept], Tensor | None]:
+        """What was found by each head, and the sum of the predictions of heads from `first` on; None keeps none."""
         boundaries = Boundaries({_SPLIT: self.source}, "disk", self.plan.cache_dtype, self.folder)
         try:
             self.budget.start(self.plan.floor_bytes)
@@ -93,10 +103,8 @@ class Evaluation:
             evict(*self.partition.modules, *self.heads)
             release_memory()
 
-    def _through(
-        self, last: int, boundaries: Boundaries, first: int | None
-    ) -> tuple[list[float | None], Tensor | None]:
-        accuracies: list[float | None] = []
+    def _through(self, last: int, boundaries: Boundaries, first: int | None) -> tuple[list[Swept], Tensor | None]:
+        found: list[Swept] = []
         total: Tensor | None = None
         for index in range(last + 1):
             self.budget.make_room()
@@ -104,20 +112,20 @@ class Evaluation:
             swept = self._sweep(index, boundaries, write=index < last, keep=_SPLIT if keep else None)
             evict(self.partition.modules[index], self.heads[index])
             release_memory()
-            accuracies.append(swept.accuracy.get(_SPLIT))
+            found.append(swept)
             if swept.probabilities:
-                own = swept.probabilities["probabilities"]
+                own = swept.probabilities.pop("probabilities")
                 total = own if total is None else total.add_(own)
             if index < last:
                 boundaries.advance()
-        return accuracies, total
+        return found, total
 
     def _sweep(self, index: int, boundaries: Boundaries, *, write: bool, keep: str | None) -> Swept:
         module, head, budget = self.partition.modules[index], self.heads[index], self.budget
         budget.attempt(lambda: self.store.load(index, module, head, self.device), f"loading module {index}")
         objective = Objective(
             module, head, tau=None, transport="", transport_norm="", label_smoothing=0.0,
-            autocast=autocast_dtype(self.precision, self.device),
+            autocast=autocast_dtype(self.precision, self.device), task=self.task,
         )  # fmt: skip
         progress = Progress(
             run_dir=self.folder, budget_bytes=budget.bytes, laps=1, num_modules=index + 1, lengths=(1,), steps=1,

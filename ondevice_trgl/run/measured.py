@@ -23,8 +23,12 @@ class Measured:
     multiplier: float | None = None
     """lambda as it stands in this lap, or stood at the end of the last; None where nothing is weighed by it."""
     train_accuracy: float | None = None
+    """The task's metric, whichever that is; of a regression the root of the mean squared error beside."""
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    train_rmse: float | None = None
+    val_rmse: float | None = None
+    test_rmse: float | None = None
     best_epoch: int | None = None
     """Of the lap: the epoch, from 0, with the best accuracy on validation data, where that is looked at every epoch."""
     best_val: float | None = None

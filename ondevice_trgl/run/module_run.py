@@ -10,6 +10,7 @@ from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
 from ondevice_trgl.run.batches import epoch_order, mix, place
 from ondevice_trgl.run.best import Best
+from ondevice_trgl.run.boundaries import SPLITS
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
@@ -218,6 +219,7 @@ class ModuleRun:
         measured.train_accuracy = context.progress.train_accuracy = swept.accuracy.get("train")
         measured.val_accuracy = context.progress.val_accuracy = swept.accuracy.get("val")
         measured.test_accuracy = swept.accuracy.get("test")
+        measured.train_rmse, measured.val_rmse, measured.test_rmse = map(swept.rmse.get, SPLITS)
         self.note_peak()
         # at this rung's micro-batch the accuracies come out again
         position = Position(laps_done=self.lap + 1, measured=measured, rung=self.stepper.rung)

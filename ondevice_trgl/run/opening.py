@@ -11,7 +11,8 @@ from torch import nn
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.classes import check_alike
-from ondevice_trgl.data.images import all_alike
+from ondevice_trgl.data.images import ImageSet, all_alike
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.splits import check_zero_used
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.device.precision import autocast_dtype
@@ -29,7 +30,9 @@ from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
+from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
 from ondevice_trgl.trgl.loss import task_loss
+from ondevice_trgl.trgl.task import Task
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Opened:
     """A run directory with what it holds; the modules and heads are on disk, and hold no memory."""
 
     run: RunDir
+    task: Task
     record: RunRecord
     plan: Plan
     partition: Partition
@@ -50,12 +54,22 @@ class Opened:
         return self.record.config
 
 
-def sources(train_set: Any, val_set: Any, test_set: Any) -> dict[str, Source]:
-    """The splits that there are, ready to be read in batches. Raises DataError."""
+def sources(train_set: Any, val_set: Any, test_set: Any, task: str = AUTO) -> dict[str, Source]:
+    """The splits that there are, ready to be read in batches, labels as `task` says. Raises DataError."""
     given = {"train": train_set, "val": val_set, "test": test_set}
-    read = {name: image_set(split, name=f"{name} set") for name, split in given.items() if split is not None}
+    read: dict[str, ImageSet] = {}
+    for name, split in given.items():
+        if split is not None:
+            width = next((one.labels.shape[1] for one in read.values() if one.labels.is_floating_point()), None)
+            read[name] = image_set(split, name=f"{name} set", task=task, width=width)
+            task = read[name].task  # what the first tells holds for all
     check_alike({f"{name} set": split.class_names for name, split in read.items()})
     return dict(read)
+
+
+def kind_of(source: Source) -> str:
+    """What the labels of a dataset are: classes, regression, multi-label."""
+    return source.task if isinstance(source, ImageSet) else CLASSES
 
 
 def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | None = None) -> Chain:
@@ -76,11 +90,19 @@ def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | No
         if tuple(split.shape) != chain.in_shape:
             raise DataError(f"the {name} set has samples of shape {split.shape}, the train set {chain.in_shape}")
         check_labels(split.labels, chain.num_outputs, name, getattr(split, "class_names", None) or ())
-    if getattr(train, "class_names", None) is None and int(train.labels.max()) + 1 == chain.num_outputs:
+    kind = kind_of(train)
+    if (
+        kind == CLASSES
+        and getattr(train, "class_names", None) is None
+        and int(train.labels.max()) + 1 == chain.num_outputs
+    ):
         check_zero_used(train.labels, what="train set")
     if config is not None:
         autocast_dtype(config.precision, device_named(config.device))  # whether it is possible
-        task_loss(config, train.labels, chain.num_outputs)  # whether there is one, and it fits
+        task = Task.of(config, kind, chain.num_outputs)
+        task_loss(config, train.labels, task)  # whether there is one, and it fits
+        if task.own_metric is not None:
+            task.own_metric.try_out(train.labels, chain.num_outputs)
     if (constant := getattr(train, "constant", None)) is not None:
         raise all_alike("the train set", len(train.labels), constant, kind="number")
     check_ids(chain, data)
@@ -128,6 +150,8 @@ def open_run(
     chain = _chain(run, store, data, model, record.config)
     before, now = record.config.to_dict(), config.to_dict()
     free = ("budget", "enforce")  # these may be others each time
+    # a run from when there was but one loss says its name, where now it is that of the task
+    before["loss"] = now["loss"] if {before["loss"], now["loss"]} == {AUTO, CROSS_ENTROPY} else before["loss"]
     changed = [name for name in now if name not in free and before.get(name) != now[name]]
     if config.budget_bytes is not None:
         plan = dataclasses.replace(plan, budget_bytes=config.budget_bytes)
@@ -148,8 +172,10 @@ def open_run(
     heads = tuple(fresh(index) for index in range(plan.num_parts))
     evict(*partition.modules, *heads)
     aliases = {name: tuple(names) for name, names in run.read(NAMES).items()}
+    task = Task.of(config, Preprocessing.kind_in(record.preprocessing), chain.num_outputs)
     return Opened(
         run,
+        task,
         dataclasses.replace(record, config=config),
         plan,
         partition,

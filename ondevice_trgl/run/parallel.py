@@ -18,6 +18,7 @@ import torch
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.run.batches import Source, epoch_order, mix, place
+from ondevice_trgl.run.boundaries import SPLITS
 from ondevice_trgl.run.measured import Measured, Paused
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.relay import Relay
@@ -259,8 +260,9 @@ class Parallel(Scheduler):
             measured = part.measured
             measured.cache_seconds += seconds
             measured.train_accuracy, measured.val_accuracy, measured.test_accuracy = (
-                found.accuracy.get(split) for split in ("train", "val", "test")
+                found.accuracy.get(split) for split in SPLITS
             )
+            measured.train_rmse, measured.val_rmse, measured.test_rmse = map(found.rmse.get, SPLITS)
             # at this rung's micro-batch the accuracies come out again
             position = Position(laps_done=1, measured=measured, rung=part.stepper.rung)
             self.checkpointer.save(part.index, position, optim={}, run=found.probabilities, pending=True)

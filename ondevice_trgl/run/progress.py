@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ondevice_trgl.run.callbacks import Callback, RunState
+from ondevice_trgl.tasks import ACCURACY
 from ondevice_trgl.trgl.step import Tally
 
 
@@ -22,6 +23,7 @@ class Progress:
     """Of what is trained one after another in a lap, against each other."""
     steps: int
     callbacks: Sequence[Callback]
+    metric: str = ACCURACY
     stage: int = 0
     together: bool = False
     """Whether all modules make their steps side by side at present (parallel schedule)."""
@@ -85,6 +87,7 @@ class Progress:
             seconds_left=self._seconds_left(),
             train_accuracy=self.train_accuracy if self.train_accuracy is not None else self.tally.accuracy(),
             val_accuracy=self.val_accuracy,
+            metric=self.metric,
             _pause=self.pause.set,
         )
 

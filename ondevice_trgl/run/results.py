@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition
@@ -25,6 +26,7 @@ from ondevice_trgl.report.model import (
     SecondsReport,
 )
 from ondevice_trgl.run.measured import Measured
+from ondevice_trgl.trgl.task import Task
 
 CPU = torch.device("cpu")
 
@@ -104,6 +106,7 @@ def make_report(
             )
             for name in BASELINES
         },
+        metric=config.metric_name(Preprocessing.kind_in(preprocessing)),
         accuracy=accuracy or AccuracyReport(),
         seconds=SecondsReport(
             total=total_seconds,
@@ -156,11 +159,14 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         train_accuracy=measured.train_accuracy,
         val_accuracy=measured.val_accuracy,
         test_accuracy=measured.test_accuracy,
+        train_rmse=measured.train_rmse,
+        val_rmse=measured.val_rmse,
+        test_rmse=measured.test_rmse,
     )
 
 
 def accuracies(
-    store: ModuleStore, plan: Plan, kind: str, measured: Sequence[Measured], val_labels: Tensor | None
+    store: ModuleStore, plan: Plan, kind: str, measured: Sequence[Measured], val_labels: Tensor | None, task: Task
 ) -> AccuracyReport:
     """Heads compared on validation data; of equals the deepest is best. Without validation data the last is taken.
 
@@ -174,12 +180,13 @@ def accuracies(
     head = kind if len(judged) > 1 else None
     scores = {index: m.val_accuracy for index, m in judged.items() if m.val_accuracy is not None}
     if val_labels is None or len(scores) < len(judged):
-        return AccuracyReport(best_head=len(measured) - 1, test=measured[-1].test_accuracy, head=head)
+        last = measured[-1]
+        return AccuracyReport(best_head=len(measured) - 1, test=last.test_accuracy, test_rmse=last.test_rmse, head=head)
     best = max(scores, key=lambda index: (scores[index], index))
     total = torch.zeros(())
     for index in scores:
         total = total + store.load_extra(index, "run", CPU)["probabilities"]
-    ensemble = int((total.argmax(1) == val_labels).sum()) / len(val_labels)
+    ensemble = task.judged(total / len(scores), val_labels)
     own = [score for index, score in scores.items() if index < plan.num_modules]
     return AccuracyReport(
         best_head=best,
@@ -188,6 +195,8 @@ def accuracies(
         last_module_val=own[-1] if own else None,
         ensemble_val=ensemble,
         test=measured[best].test_accuracy,
+        best_head_val_rmse=measured[best].val_rmse,
+        test_rmse=measured[best].test_rmse,
         drop=max(own) - own[-1] if own else None,
         head=head,
     )

@@ -53,7 +53,8 @@ class Scheduler:
         if context.config.stop_when != "stalled" or index + 1 >= plan.num_modules:
             return False
         heads = [self.checkpointer.position(k).measured.val_accuracy for k in range(plan.passed, index + 1)]
-        return has_stalled([h for h in heads if h is not None], len(context.boundaries.source("val").labels))
+        samples = len(context.boundaries.source("val").labels)
+        return has_stalled([h for h in heads if h is not None], samples, context.task.metric)
 
     def _is_done(self, lap: int, index: int) -> bool:
         return self.checkpointer.position(index).laps_done > lap

@@ -69,7 +69,7 @@ class Session:
         progress = self._progress()
         context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
-            self.budget,
+            self.budget, p.task,
         )  # fmt: skip
         kind = Parallel if p.config.schedule == "parallel" else Scheduler
         scheduler = kind(context, Checkpointer(context))
@@ -124,6 +124,7 @@ class Session:
             lengths=self._lengths(),
             steps=len(self.data["train"].labels) // p.plan.batch_size,
             callbacks=self.callbacks,
+            metric=p.task.metric,
             pause=self.pause,
         )
 
@@ -154,7 +155,7 @@ class Session:
             plan=p.plan,
             names=[module.label for module in p.partition.modules],
             measured=measured,
-            accuracy=results.accuracies(p.store, p.plan, p.config.head, measured, labels)
+            accuracy=results.accuracies(p.store, p.plan, p.config.head, measured, labels, p.task)
             if status == "completed"
             else None,
             meter=self.meter,

@@ -1,7 +1,7 @@
 """Every sample once through a trained module: its accuracy, and the boundary that the next module reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -16,17 +16,28 @@ from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.relay import Relay
 from ondevice_trgl.run.stepper import Stepper
 from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.trgl.task import Score
 
 
 @dataclass(frozen=True)
 class Swept:
-    """Accuracy by split, and the class probabilities of the split that was to be kept; neither where there is no head.
+    """The metric by split, and the predictions of the split that was to be kept; neither where there is no head.
 
-    Probabilities are (rows, classes), as "probabilities".
+    Predictions are (rows, outputs), as "probabilities", which those of classes are.
     """
 
     accuracy: dict[str, float]
     probabilities: dict[str, Tensor]
+    rmse: dict[str, float] = field(default_factory=dict)
+    """Of a regression, the root of the mean squared error by split."""
+
+    def take(self, split: str, score: Score, *, keep: bool) -> None:
+        """What was found of `split`."""
+        self.accuracy[split] = score.value()
+        if (error := score.rmse()) is not None:
+            self.rmse[split] = error
+        if keep and score.predictions is not None:
+            self.probabilities["probabilities"] = score.predictions
 
 
 def sweep(
@@ -45,15 +56,15 @@ def sweep(
     """Pass every split of the boundary that is read through `module` and its head, in eval mode, without gradients.
     With `splits`, those alone.
 
-    With `write`, the module's own boundary is cached; of the split `keep` the class probabilities are returned.
-    Raises NonFiniteError, StorageError, BudgetExceededError.
+    With `write`, the module's own boundary is cached; of the split `keep` the predictions are returned.
+    Raises NonFiniteError, StorageError, BudgetExceededError, and UsageError where a metric of the user's fails.
     """
     objective.train_mode(False)
-    accuracy: dict[str, float] = {}
-    kept: dict[str, Tensor] = {}
+    found = Swept({}, {})
     for split in boundaries.splits if splits is None else splits:
         source = boundaries.source(split)
-        rows, correct = len(source.labels), 0
+        rows = len(source.labels)
+        score = None if module.passed else objective.task.score(source.labels, keep=split == keep)
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
         for z, labels, start, count in all_rows(source, buffer):
             out, logits = budget.attempt(
@@ -63,19 +74,17 @@ def sweep(
             logits = None if logits is None else logits.cpu()
             if not bool(torch.isfinite(out if logits is None else logits).all()):
                 raise _not_finite(boundaries.index, module.label, split, z[:count], start)
-            if logits is not None:
-                correct += int((logits.argmax(1) == labels).sum())
-            if logits is not None and split == keep:
-                kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
-                kept["probabilities"][start : start + count] = logits.softmax(1)
+            if logits is not None and score is not None:
+                score.add(logits, labels)
             if write:
                 boundaries.append(split, module.out_shape, out.cpu(), labels)
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        if not module.passed:
-            accuracy[split] = correct / rows
-    return Swept(accuracy, kept)
+        if score is not None:
+            found.take(split, score, keep=split == keep)
+            del score  # before the next takes its place: it may hold predictions
+    return found
 
 
 def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -114,7 +123,8 @@ def swept_through(
     found = [Swept({}, {}) for _ in steppers]
     for split in boundaries.splits:
         data = boundaries.source(split)
-        rows, correct = len(data.labels), [0] * len(steppers)
+        rows = len(data.labels)
+        scores = [stepper.objective.task.score(data.labels, keep=split == keep) for stepper in steppers]
         progress.enter("cache" if write else "validate", -(-rows // batch))
         for first in range(0, rows, batch):
             count = min(batch, rows - first)
@@ -134,11 +144,7 @@ def swept_through(
                     if not bool(torch.isfinite(logits).all()):
                         where = boundaries.index + index
                         raise _not_finite(where, modules[index].label, split, stepper.buffer[:part], first + at)
-                    correct[index] += int((logits.argmax(1) == labels).sum())
-                    if split == keep:
-                        kept = found[index].probabilities
-                        kept.setdefault("probabilities", torch.empty(rows, logits.shape[1]))
-                        kept["probabilities"][first + at : first + at + part] = logits.softmax(1)
+                    scores[index].add(logits, labels)
                     if index + 1 < len(steppers):
                         put(out)
                     elif write:
@@ -149,6 +155,7 @@ def swept_through(
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        for swept, right in zip(found, correct, strict=True):
-            swept.accuracy[split] = right / rows
+        for swept, score in zip(found, scores, strict=True):
+            swept.take(split, score, keep=split == keep)
+        del scores, score
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import ondevice_trgl.named  # noqa: F401 -- the process that trains has it, and the floor is measured here
+from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
 from ondevice_trgl.device.meter import PeakMeter
@@ -35,6 +36,8 @@ from ondevice_trgl.setup.loosen import loosened
 from ondevice_trgl.setup.rehearse import Rehearsals
 from ondevice_trgl.setup.requests import PlanRequest
 from ondevice_trgl.setup.staging import built, measure
+from ondevice_trgl.tasks import AUTO, CLASSES
+from ondevice_trgl.trgl.task import Task
 from ondevice_trgl.workload import build_for, load_bundle
 
 STEPS_OF_AN_APP = 3
@@ -93,12 +96,20 @@ def plan_staged(
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))
     if left := record.subject.get("weights_left"):
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, left))
+    if (kind := Preprocessing.kind_in(record.preprocessing)) != CLASSES and record.config.task == AUTO:
+        note = f"task {kind}, as the data have float targets, {chain.num_outputs} a sample; --task says otherwise"
+        chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))
     if record.no_blueprint:
         note = f"the network's own code runs in the process that trains, which holds that too: {record.no_blueprint}"
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))
     _write(folder / PLAN, chosen.to_dict())
     _write(folder / PARTITION, group(chain, chosen.bounds).to_dict())
     return chosen
+
+
+def rehearsed_task(record: RunRecord, chain: Chain) -> Task:
+    """The task of a run, without a metric of the user's: noise is not judged by that."""
+    return Task(Preprocessing.kind_in(record.preprocessing), chain.num_outputs)
 
 
 def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter) -> Report:
@@ -142,6 +153,7 @@ def _plan(request: PlanRequest) -> dict[str, Any]:
             helper.meter,
             helper.limit,
             helper.memo,
+            rehearsed_task(record, chain),
             room_bytes=helper.room_bytes,
             scratch=request.folder,
             steps=1 if record.workload is not None else STEPS_OF_AN_APP,
@@ -172,7 +184,8 @@ def _as_held(record: RunRecord, helper: Helper) -> tuple[Any, Chain]:
     blueprint = helper.folder / BLUEPRINT
     if record.workload is None:
         return None, from_blueprint(read_json(blueprint))
-    bundle = load_bundle(record.workload, record.config.seed, helper.folder.parent)
+    task = record.config.asked_task
+    bundle = load_bundle(record.workload, record.config.seed, helper.folder.parent, task=task)
     data = sources(bundle.train, bundle.val, bundle.test)
     if blueprint.is_file():
         return data, from_blueprint(read_json(blueprint))

@@ -9,7 +9,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,10 +33,12 @@ from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.setup.scene import Noise, Scene, sweep_once
-from ondevice_trgl.trgl.loss import cross_entropy
+from ondevice_trgl.tasks import CLASSES
+from ondevice_trgl.trgl.loss import built_in
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.trgl.task import Task
 
 MARGIN = 1.01
 """The run has its callbacks, and a history: what is measured is taken this much larger."""
@@ -66,13 +67,14 @@ class Rehearsals:
         meter: PeakMeter,
         limit: MemoryLimit,
         memo: Memo,
+        task: Task,
         *,
         room_bytes: int,
         scratch: Path,
         steps: int = 1,
     ) -> None:
         self.scale = estimate_scale()
-        self._chain, self._config, self._meter, self._limit = chain, config, meter, limit
+        self._chain, self._config, self._meter, self._limit, self._task = chain, config, meter, limit, task
         self._memo = memo if self.scale == 1.0 else Memo(None)  # what was measured would correct it
         self._room, self._scratch, self._steps = room_bytes, scratch, steps
         self.possible = self.scale == 1.0 and meter.name == RssMeter.name and is_evicted(chain.model)
@@ -175,6 +177,7 @@ class Rehearsals:
             **({} if self._config.precision == "fp32" else {"precision": self._config.precision}),
             **({"passed": True} if scene.module.passed else {}),
             **({} if rung.hold == TIGHT else {"hold": rung.hold}),
+            **({} if self._task.kind == CLASSES else {"task": self._task.kind}),
         }
         alike = likeness(scene.module)
         known = {name: self._memo.get(name, alike, **key) for name in _FIGURES}
@@ -218,10 +221,9 @@ class Rehearsals:
 
         Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
         """
-        config, module, plan = self._config, scene.module, scene.plan
-        head = None if scene.is_last or module.passed else head_behind(module, config.head, self._chain.num_outputs)
-
-        weights = torch.ones(self._chain.num_outputs) if config.class_weights else None
+        config, module, plan, task = self._config, scene.module, scene.plan, self._task
+        head = None if scene.is_last or module.passed else head_behind(module, config.head, task.outputs)
+        loss = built_in(task, config.label_smoothing, torch.ones(task.outputs) if config.class_weights else None)
 
         def objective(rung: Rung) -> Objective:
             return Objective(
@@ -232,7 +234,8 @@ class Rehearsals:
                 transport_norm=config.transport_norm,
                 label_smoothing=config.label_smoothing,
                 autocast=autocast_dtype(config.precision, device),
-                loss=partial(cross_entropy, label_smoothing=config.label_smoothing, weights=weights),
+                loss=loss,
+                task=task,
                 multiplier=Multiplier.of(config),
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )
@@ -257,7 +260,7 @@ class Rehearsals:
             scratch=self._scratch,
             notify=_unheard,
         )
-        noise = Noise(module.in_shape, plan.batch_size, self._chain.num_outputs)
+        noise = Noise(module.in_shape, task.noise(plan.batch_size))
         stepper.objective.train_mode(True)
         trained = 0.0  # of the last module, where that is frozen: there is nothing to train
         try:

@@ -19,11 +19,10 @@ from ondevice_trgl.run.sweep import sweep
 
 
 class Noise:
-    """As many samples of a shape as are asked for."""
+    """Samples of a shape, one for each of `labels`."""
 
-    def __init__(self, shape: tuple[int, ...], rows: int, classes: int) -> None:
-        self.shape = shape
-        self.labels = torch.arange(rows) % classes
+    def __init__(self, shape: tuple[int, ...], labels: Tensor) -> None:
+        self.shape, self.labels = shape, labels
 
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
         part = out[: len(indices)]

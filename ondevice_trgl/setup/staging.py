@@ -36,7 +36,7 @@ from ondevice_trgl.processes import answer
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.guards import outline
 from ondevice_trgl.run.inputs import example_of
-from ondevice_trgl.run.opening import chain_of, sources
+from ondevice_trgl.run.opening import chain_of, kind_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, COSTS, FORMAT, NAMES, RECORD, WEIGHTS
 from ondevice_trgl.setup.helper import Helper, as_helper
@@ -182,9 +182,10 @@ def stage(
 
 
 def _known_of(data: dict[str, Source], chain: Chain) -> Preprocessing:
-    """What is known of a program's own data: its class names, or else numbers, and the shape of an input."""
+    """What is known of a program's own data: its class names, or else numbers, its task, and the shape of an input."""
     stated = data["train"].class_names if isinstance(data["train"], ImageSet) else None
-    return Preprocessing(stated or tuple(map(str, range(chain.num_outputs))), tuple(chain.in_shape))
+    names = stated or tuple(map(str, range(chain.num_outputs)))
+    return Preprocessing(names, tuple(chain.in_shape), task=kind_of(data["train"]))
 
 
 def _check_trained(chain: Chain) -> None:
@@ -222,7 +223,7 @@ def _stage(request: StageRequest) -> dict[str, Any]:
     job, given = request.job, request.job.workload
 
     def work(helper: Helper) -> None:
-        bundle = load_bundle(job.workload, job.config.seed, request.folder.parent)
+        bundle = load_bundle(job.workload, job.config.seed, request.folder.parent, task=job.config.asked_task)
         data = sources(bundle.train, bundle.val, bundle.test)
         subject: dict[str, Any] = {
             "description": bundle.description,

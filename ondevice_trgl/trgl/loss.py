@@ -1,6 +1,5 @@
-"""The task loss of a batch: cross-entropy, and the weights that classes have in it; or a callable of the user's."""
+"""The task loss of a batch: that of its kind, and the weights that classes have in it; or a callable of the user's."""
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,22 +8,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ondevice_trgl.config import CROSS_ENTROPY, TrainConfig
+from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import ConfigError, UsageError, first_line
-from ondevice_trgl.imported import found_here
+from ondevice_trgl.imported import function_named
+from ondevice_trgl.tasks import CLASSES, MULTI_LABEL, REGRESSION
+from ondevice_trgl.trgl.task import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, classes), labels int64 (B,)) -> scalar, the mean over the samples."""
+"""(outputs (B, T), labels int64 (B,) or targets float32 (B, T)) -> scalar, the mean over the samples."""
 
 
-def task_loss(config: TrainConfig, labels: Tensor, classes: int) -> Loss:
-    """The loss that `config` asks for, to train on `labels`. Raises ConfigError, UsageError."""
-    if config.loss == CROSS_ENTROPY:
-        weights = class_weights(config, labels, classes)
-        return partial(cross_entropy, label_smoothing=config.label_smoothing, weights=weights)
-    loss = _Checked(_imported(config.loss) if isinstance(config.loss, str) else config.loss, config.loss_name)
-    loss.try_out(labels[:8], classes)
+def task_loss(config: TrainConfig, labels: Tensor, task: Task) -> Loss:
+    """The loss that `config` asks for, to train on `labels` or targets. Raises ConfigError, UsageError."""
+    if not config.has_own_loss:
+        return built_in(task, config.label_smoothing, weights_of(config, labels, task))
+    loss = _Checked(_function(config), config.loss_name)
+    loss.try_out(labels[:8], task)
     return loss
+
+
+def built_in(task: Task, label_smoothing: float, weights: Tensor | None) -> Loss:
+    """The task's own loss, the mean over samples and, of vectors, over their numbers too."""
+    if task.kind == REGRESSION:
+        return functional.mse_loss
+    if task.kind == MULTI_LABEL:
+        return partial(binary_cross_entropy, weights=weights)
+    return partial(cross_entropy, label_smoothing=label_smoothing, weights=weights)
+
+
+def weights_of(config: TrainConfig, labels: Tensor, task: Task) -> Tensor | None:
+    """Of classes or, where they are there, of labels, float32 (outputs,); None: all alike. Raises ConfigError."""
+    if task.kind == MULTI_LABEL:
+        return positive_weights(config, labels)
+    return class_weights(config, labels, task.outputs) if task.kind == CLASSES else None
 
 
 class _Checked:
@@ -33,9 +49,10 @@ class _Checked:
     def __init__(self, function: Loss, name: str) -> None:
         self._function, self._name = function, name
 
-    def try_out(self, labels: Tensor, classes: int) -> None:
+    def try_out(self, labels: Tensor, task: Task) -> None:
         """Raises UsageError where it does not take the labels of this work, or gives no loss."""
-        logits = torch.zeros(len(labels), classes, requires_grad=True)
+        logits = torch.zeros(len(labels), task.outputs, requires_grad=True)
+        kind = "whole numbers (B,), the classes" if task.kind == CLASSES else f"float targets of (B, {task.outputs})"
         with torch.random.fork_rng(devices=[]):
             try:
                 self(logits, labels)
@@ -44,7 +61,7 @@ class _Checked:
             except Exception as error:
                 raise UsageError(
                     f"loss {self._name} raised {type(error).__name__}: {first_line(error)}",
-                    hint=f"it is given logits of shape (B, {classes}) and whole numbers (B,), the classes",
+                    hint=f"it is given logits of shape (B, {task.outputs}) and {kind}",
                 ) from error
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,24 +80,9 @@ class _Checked:
         )
 
 
-def _imported(name: str) -> Loss:
-    place, _, attribute = name.partition(":")
-    try:
-        with found_here():
-            found: Any = importlib.import_module(place)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
-        raise UsageError(
-            f"loss {name!r} cannot be imported: {first_line(error)}",
-            hint="write it as pkg.module:callable, importable from here",
-        ) from error
-    if not callable(found):
-        raise UsageError(
-            f"loss {name!r} is {type(found).__name__}, expected a callable", hint="name a function of (logits, labels)"
-        )
-    checked: Loss = found
-    return checked
+def _function(config: TrainConfig) -> Loss:
+    given = config.loss
+    return function_named(given, "loss", "logits, labels") if isinstance(given, str) else given
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
@@ -94,6 +96,32 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, weight
     weights = weights.to(logits)
     total = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing, reduction="sum")
     return total / len(labels)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over samples and labels, (B, T), of the cross-entropy of each; `weights` (T,) of labels that are there."""
+    weights = None if weights is None else weights.to(logits)
+    return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+
+
+def positive_weights(config: TrainConfig, targets: Tensor) -> Tensor | None:
+    """Weight of each label where it is there, float32 (T,); None: 1 each. Raises ConfigError.
+
+    "balanced": samples without it over samples with it, so that both weigh the same; 1 where all are alike.
+    """
+    asked = config.class_weights
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        there = targets.sum(0, dtype=torch.float64)
+        varied = (there > 0) & (there < len(targets))
+        return torch.where(varied, (len(targets) - there) / there.clamp(min=1.0), 1.0).float()
+    if len(asked) != targets.shape[1]:
+        raise ConfigError(
+            [f"class_weights = {list(asked)}: {len(asked)} numbers, and the data have {targets.shape[1]} labels"],
+            hint="give one for each label, in their order, or 'balanced'",
+        )
+    return torch.tensor(asked, dtype=torch.float32)
 
 
 def class_weights(config: TrainConfig, labels: Tensor, classes: int) -> Tensor | None:

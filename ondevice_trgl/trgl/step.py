@@ -22,7 +22,10 @@ from ondevice_trgl.trgl.loss import Loss, cross_entropy
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.precision import in_precision, whole_precision
+from ondevice_trgl.trgl.task import Task
 from ondevice_trgl.trgl.transport import has_transport, measured_pieces, with_transport
+
+CLASS_NUMBERS = Task()
 
 
 @dataclass
@@ -33,12 +36,15 @@ class Tally:
     transport_cost: float = 0.0
     correct: int = 0
     samples: int = 0
+    counted: bool = True
+    """Whether `correct` is: of classes, unless another metric is asked for."""
 
     def add(self, other: "Tally") -> None:
         self.task_loss += other.task_loss
         self.transport_cost += other.transport_cost
         self.correct += other.correct
         self.samples += other.samples
+        self.counted = self.counted and other.counted
 
     def mean_task_loss(self) -> float | None:
         return self.task_loss / self.samples if self.samples else None
@@ -47,7 +53,7 @@ class Tally:
         return self.transport_cost / self.samples if self.samples else None
 
     def accuracy(self) -> float | None:
-        return self.correct / self.samples if self.samples else None
+        return self.correct / self.samples if self.samples and self.counted else None
 
 
 Onward = Callable[[Tensor], None]
@@ -60,7 +66,7 @@ class Objective:
     With `pieces`, whose composition is the module, each piece keeps its input alone for the backward pass. A frozen
     module stays in eval mode, and is passed through without gradients: its head alone trains, on cross-entropy. One of
     the frozen front has no head, and its output is no class scores.
-    `loss` is the task loss; None is cross-entropy with `label_smoothing`.
+    `loss` is the task loss; None is cross-entropy with `label_smoothing`. `task` says what the outputs are.
     With `autocast` module and head compute in that dtype; the loss and what they hand on are float32.
     A `multiplier`, which may move between two steps, weighs the transport cost in place of `tau`.
     """
@@ -75,11 +81,12 @@ class Objective:
         transport_norm: str,
         label_smoothing: float,
         loss: Loss | None = None,
+        task: Task = CLASS_NUMBERS,
         multiplier: Multiplier | None = None,
         pieces: Sequence[LocalModule] = (),
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.module, self.head = module, head
+        self.module, self.head, self.task = module, head, task
         self.frozen = module.frozen
         self.warming = False
         """Whether the module is, for now, passed through as a frozen one is, its head training alone."""
@@ -141,12 +148,13 @@ class Objective:
         del out
         task = self._loss(logits, labels)
         loss = task if transport is None else task + self.weight * transport
-        correct = int((logits.detach().argmax(1) == labels).sum())
+        counted = self.task.counts_right
+        correct = int((logits.detach().argmax(1) == labels).sum()) if counted else 0
         del logits
         (loss * share).backward()
         count = len(labels)
         cost = 0.0 if transport is None else float(transport.detach())
-        return Tally(float(task.detach()) * count, cost * count, correct, count)
+        return Tally(float(task.detach()) * count, cost * count, correct, count, counted)
 
     @torch.no_grad()
     def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import Rehearsed
 from ondevice_trgl.setup.loosen import loosened
 from ondevice_trgl.setup.rehearse import MARGIN, Rehearsals
+from ondevice_trgl.trgl.task import Task
 from tests.setup.test_rehearse import FLOOR, MB, Still, parts
 
 
@@ -41,7 +42,9 @@ def chosen(
     if small:
         segments = tuple(dataclasses.replace(segment, largest=4) for segment in costs.segments)
         costs = dataclasses.replace(costs, segments=segments, input_bytes=4, output_bytes=(32_000,) * length)
-    rehearsals = Rehearsals(chain, config, Still(), limit(), Memo(None), room_bytes=FLOOR + budget, scratch=tmp_path)
+    rehearsals = Rehearsals(
+        chain, config, Still(), limit(), Memo(None), Task(outputs=10), room_bytes=FLOOR + budget, scratch=tmp_path
+    )
     rehearsals.above[0, length, Level(micro, False)] = Rehearsed(200 * MB)
 
     def measure(scene: Any, rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:

@@ -19,6 +19,7 @@ from ondevice_trgl.plan.memo import Memo
 from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import Rehearsed
 from ondevice_trgl.setup.rehearse import MARGIN, Rehearsals
+from ondevice_trgl.trgl.task import Task
 
 FLOOR, MB = 100_000_000, 1_000_000
 
@@ -57,7 +58,9 @@ def learned(
     """
     chain, costs, config = parts()
     length, run = len(chain.segments), []
-    rehearsals = Rehearsals(chain, config, Still(), NoLimit(), Memo(None), room_bytes=FLOOR + room, scratch=tmp_path)
+    rehearsals = Rehearsals(
+        chain, config, Still(), NoLimit(), Memo(None), Task(outputs=10), room_bytes=FLOOR + room, scratch=tmp_path
+    )
 
     def measure(scene: Any, rung: Rung, most: int, *, accumulate: bool) -> Rehearsed | None:
         run.append(rung.micro_batch_size)
@@ -124,7 +127,9 @@ def test_what_is_guessed_of_modules_that_are_alike_is_the_same(monkeypatch: pyte
     config = TrainConfig(budget=10**9, batch_size=32)
     costs = estimate(chain, config)
     evict(chain.model)
-    rehearsals = Rehearsals(chain, config, Still(), NoLimit(), Memo(None), room_bytes=FLOOR + MB, scratch=tmp_path)
+    rehearsals = Rehearsals(
+        chain, config, Still(), NoLimit(), Memo(None), Task(outputs=10), room_bytes=FLOOR + MB, scratch=tmp_path
+    )
     monkeypatch.setattr(rehearsals, "_measure", lambda *args, **kwargs: None)
     bounds = (*range(12), len(chain.segments))
     ladders = ((Rung(32, False, FLOOR + 60 * MB),),) * 12

@@ -13,6 +13,7 @@ from ondevice_trgl.errors import ConfigError, UsageError
 from ondevice_trgl.trgl.loss import class_weights, cross_entropy, task_loss
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, accumulate
+from ondevice_trgl.trgl.task import Task
 from tests.trgl.test_step import batch, first_module, objective
 
 LABELS = torch.tensor([0] * 6 + [1] * 2 + [3] * 4)
@@ -90,10 +91,10 @@ def test_a_loss_of_ones_own_comes_itself_or_by_name() -> None:
     logits = torch.randn(12, 4)
     for given in (margin, f"{HERE}:margin"):
         config = TrainConfig(loss=given)
-        assert torch.equal(task_loss(config, LABELS, 4)(logits, LABELS), margin(logits, LABELS))
+        assert torch.equal(task_loss(config, LABELS, Task(outputs=4))(logits, LABELS), margin(logits, LABELS))
         assert config.to_dict()["loss"] == f"{HERE}:margin"
     assert TrainConfig(loss=partial(margin)).loss_name == "functools:partial"
-    default = task_loss(TrainConfig(), LABELS, 4)(logits, LABELS)
+    default = task_loss(TrainConfig(), LABELS, Task(outputs=4))(logits, LABELS)
     assert torch.equal(default, functional.cross_entropy(logits, LABELS, label_smoothing=0.1))
 
 
@@ -107,7 +108,7 @@ def test_a_loss_of_ones_own_comes_itself_or_by_name() -> None:
 )
 def test_a_name_that_is_no_loss_is_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        task_loss(TrainConfig(loss=name), LABELS, 4)
+        task_loss(TrainConfig(loss=name), LABELS, Task(outputs=4))
     assert caught.value.hint
 
 
@@ -124,6 +125,6 @@ def test_a_name_that_is_no_loss_is_refused(name: str, message: str) -> None:
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_what_gives_no_loss_is_told_of_before_training(function: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        task_loss(TrainConfig(loss=function), LABELS, 4)
+        task_loss(TrainConfig(loss=function), LABELS, Task(outputs=4))
     assert HERE in caught.value.message
     assert "(B" in str(caught.value.hint) or "mean over samples" in str(caught.value.hint)
