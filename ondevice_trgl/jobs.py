@@ -116,7 +116,7 @@ def evaluate_run(
             )
         prepare_for(run_dir, own, budget, ask)
     elif data is not None and is_pictures(data):
-        prepare_for(run_dir, lambda: files_held_out(data), budget, ask)
+        prepare_for(run_dir, lambda task: files_held_out(data, task), budget, ask)
     from ondevice_trgl.evaluate import evaluate
 
     importing = own_peak_rss() if ours else 0
@@ -139,7 +139,7 @@ def predict_run(
     """
     ours = "torch" not in sys.modules
     _check_head(run_dir, head)
-    prepare_for(run_dir, lambda: [path for path, _ in files_in(paths).files], budget, ask)
+    prepare_for(run_dir, lambda task: [path for path, _ in files_in(paths).files], budget, ask)
     from ondevice_trgl.evaluate import predict
 
     importing = own_peak_rss() if ours else 0

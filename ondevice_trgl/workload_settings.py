@@ -20,7 +20,7 @@ class Workload(Checked):
     model: str = setting("resnet-small", checks.text)
     """Zoo name, or `pkg.module:callable` that returns an `nn.Module`."""
     data: str = setting("digits", checks.text)
-    """Dataset name, `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES:N`, or `pkg.module:callable`."""
+    """Dataset name, `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES|regT|multiT:N`, or `pkg.module:callable`."""
     image_size: int | None = setting(None, checks.int_from(1, optional=True))
     """Side of the square that images are resized to; None keeps the dataset's own."""
     orientation: str = setting("exif", checks.one_of(*ORIENTATIONS))

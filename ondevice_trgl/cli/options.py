@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ondevice_trgl import config
+from ondevice_trgl import config, tasks
 from ondevice_trgl.cli.shell import PROGRAM, Shell
 from ondevice_trgl.config import DEFAULTS
 from ondevice_trgl.errors import UnknownNameError
@@ -87,8 +87,12 @@ _declare(
     "data",
     str,
     "--data NAME",
-    "Dataset, folder:PATH, csv:FILE, synthetic:CxHxW:CLASSES:N, or your own pkg.module:callable.",
+    "Dataset, folder:PATH, csv:FILE, synthetic:CxHxW:CLASSES|regT|multiT:N (T targets), or pkg.module:callable.",
 )
+_declare(
+    _P, "task", str, "--task", "What is learned; auto: whole numbers are classes, floats regression.",
+    choices=(tasks.AUTO, *tasks.KINDS),
+)  # fmt: skip
 _declare(_P, "image_size", int, "--image-size N", "Resize images to N x N. (default: as they are)")
 _declare(
     _P, "orientation", str, "--orientation", "Picture files upright as their EXIF says, or as stored.",
@@ -157,9 +161,26 @@ _declare(_P, "multiplier_rate", float, "--multiplier-rate X", "How far it moves,
 _declare(_P, "multiplier_every", int, "--multiplier-every N", "Steps between two such moves.")
 _declare(_P, "transport", str, "--transport", "What the transport cost measures.", choices=config.TRANSPORTS)
 _declare(_P, "head", str, "--head", "Auxiliary head of each module.", choices=config.HEADS)
-_declare(_P, "loss", str, "--loss NAME", "Your own loss of (logits, labels) as pkg.module:callable.")
 _declare(
-    _P, "class_weights", str, "--class-weights balanced|X,...", "Weight of each class in the loss, in their order."
+    _P,
+    "loss",
+    str,
+    "--loss NAME",
+    "The task's (cross-entropy, mse, bce), or your own of (outputs, labels) as pkg.module:callable.",
+)
+_declare(
+    _P,
+    "metric",
+    str,
+    "--metric NAME",
+    "The task's (accuracy, R2, macro F1), or your own of (predictions, labels), larger is better.",
+)
+_declare(
+    _P,
+    "class_weights",
+    str,
+    "--class-weights balanced|X,...",
+    "Weight of each class in the loss, in their order; multi-label: of a label where it is there.",
 )
 _declare(_P, "balance", bool, "--balance", "Draw all classes equally often, where some have fewer samples.")
 _declare(_P, "seed", int, "--seed N", "Seed of weights and order.")

@@ -63,6 +63,7 @@ def picture_source(
         class_names=pictures.class_names,
         resize=CENTER_CROP,
         orientation=orientation,
+        task=pictures.task,
         train=_part(splits["train"], fit, scratch_dir),
         val=(lambda: _part(splits["val"], fit, scratch_dir)) if "val" in splits else None,
         test=(lambda: _part(splits["test"], fit, scratch_dir)) if "test" in splits else None,
@@ -112,8 +113,9 @@ def _part(files: Labelled, fit: Fit, scratch_dir: Path | None = None) -> Part:
         with _prepared(paths, fit, scratch_dir) as file:
             yield from stream_file(file, len(paths), fit.record_bytes, what="the prepared file of the pictures")
 
+    numbers = bool(files) and isinstance(files[0][1], tuple)
     return Part(
-        torch.tensor([label for _, label in files], dtype=torch.int64),
+        torch.tensor([label for _, label in files], dtype=torch.float32 if numbers else torch.int64),
         stream,
         lambda: FileRecords(_prepared(paths, fit, scratch_dir), fit.record_bytes),
     )

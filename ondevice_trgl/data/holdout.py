@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.data.bundle import Asked
-from ondevice_trgl.data.classes import MOST_NAMED, listing, numbered_classes, stated_classes
+from ondevice_trgl.data.classes import MOST_NAMED, check_names, listing, numbered_classes, stated_classes
 from ondevice_trgl.data.decode import Fit
 from ondevice_trgl.data.images import ImageSet, PixelStats, StoredSet
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.records import IN_MEMORY_BYTES, keep_records
 from ondevice_trgl.data.samples import Samples
 from ondevice_trgl.data.source import Part
-from ondevice_trgl.data.splits import check_labels
+from ondevice_trgl.data.splits import check_labels, check_task
+from ondevice_trgl.data.targets import Targets
 from ondevice_trgl.data.user import UserSet, scan
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import CLASSES
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,29 @@ def match_classes(
     return torch.tensor(labels, dtype=torch.int64), ()
 
 
+def match_targets(
+    names: Sequence[str], known: Preprocessing, *, what: str, by_order: bool = False
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Which of the targets called `names` each of the network's is, int64 (T,), and what to tell of them.
+
+    By name; with `by_order`, and where either are numbered alone, first to first. Raises DataError for others.
+    """
+    own, numbered = known.class_names, tuple(map(str, range(known.num_classes)))
+    if len(names) != len(own):
+        raise DataError(
+            f"{what} has {len(names)} targets a sample ({listing(names)}), the run was trained with {len(own)}:"
+            f" {listing(own)}"
+        )
+    if by_order or numbered in (own, tuple(names)):
+        return torch.arange(len(own)), ()
+    if unknown := [name for name in own if name not in names]:
+        raise DataError(
+            f"{what} has no targets {listing(unknown)}, which the run was trained with; it has {listing(names)}",
+            hint="name them as in training, or insist on their order with --classes-from-order",
+        )
+    return torch.tensor([list(names).index(name) for name in own]), ()
+
+
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -90,19 +115,27 @@ def without_samples(labels: Tensor, known: Preprocessing) -> tuple[str, ...]:
 
 
 class _AsTrained(ImageSet):
-    """`given` with the network's labels; with `stats`, bytes that it delivers as 0 to 1 are normalised by them."""
+    """`given` with the network's labels, or its targets in the network's order.
+
+    With `stats`, bytes that it delivers as 0 to 1 are normalised by them.
+    """
 
     def __init__(self, given: ImageSet, labels: Tensor, stats: PixelStats | None = None) -> None:
-        super().__init__(labels[given.labels], given.shape)
+        self._map = labels
+        super().__init__(self._mapped(given.labels), given.shape)
+        self.task = given.task
         self.whole = given.whole if stats is None else None
-        self._given, self._map = given, labels
+        self._given = given
         if stats is not None:
             self._mean = torch.tensor(stats.mean).view(-1, 1, 1) / 255
             self._std = torch.tensor(stats.std).view(-1, 1, 1) / 255
         self._normalises = stats is not None
 
+    def _mapped(self, labels: Tensor) -> Tensor:
+        return labels[:, self._map] if labels.is_floating_point() else self._map[labels]
+
     def _fill(self, indices: list[int], out: Tensor) -> Tensor:
-        labels = self._map[self._given.read(indices, out)]
+        labels = self._mapped(self._given.read(indices, out))
         if self._normalises:
             out.sub_(self._mean.to(out.device)).div_(self._std.to(out.device))
         return labels
@@ -123,9 +156,13 @@ def as_trained(
     Raises DataError as `match_classes` does, and for a shape that is not the network's.
     """
     _check_shape(samples.shape, known, what)
-    labels, told = match_classes(names, known, what=what, by_order=by_order)
+    check_task(samples.task, known.task, what)
+    match = match_classes if known.task == CLASSES else match_targets
+    labels, told = match(names, known, what=what, by_order=by_order)
     mapped = _AsTrained(samples, labels, stats)
-    return Holdout(mapped, (f"{origin}: {len(mapped)} samples", *told, *without_samples(mapped.labels, known)))
+    if known.task == CLASSES:
+        told = (*told, *without_samples(mapped.labels, known))
+    return Holdout(mapped, (f"{origin}: {len(mapped)} samples", *told))
 
 
 def pictures(part: Part, known: Preprocessing, asked: Asked) -> ImageSet:
@@ -137,7 +174,9 @@ def pictures(part: Part, known: Preprocessing, asked: Asked) -> ImageSet:
         records = part.records()
     else:
         records = keep_records(part.stream(), wanted, size, scratch_dir=asked.scratch_dir)
-    return StoredSet(records, wanted, part.labels, stored=stored, shape=stored, stats=stats_of(known, asked.name))
+    read = StoredSet(records, wanted, part.labels, stored=stored, shape=stored, stats=stats_of(known, asked.name))
+    read.task = known.task
+    return read
 
 
 def fit_of(known: Preprocessing, what: str) -> Fit:
@@ -172,9 +211,13 @@ def user_holdout(returned: Any, known: Preprocessing, asked: Asked, *, by_order:
     dataset = returned[-1] if isinstance(returned, tuple) and returned else returned
     part = f" ({('train', 'val', 'test')[min(len(returned), 3) - 1]})" if isinstance(returned, tuple) else ""
     what = f"{asked.name}{part}"
-    given = Samples(dataset, name=what)
+    given = Samples(dataset, name=what, targets=Targets(known.task))
     labels, whole, _ = scan(given)
-    names = stated_classes(dataset, name=what) or numbered_classes(int(labels.max()), samples=given.count, name=what)
+    names = stated_classes(dataset, name=what)
+    if given.targets.width is not None:
+        check_names(names, given.targets.width, what)
+        names = names or tuple(map(str, range(given.targets.width)))
+    names = names or numbered_classes(int(labels.max()), samples=given.count, name=what)
     check_labels(labels, len(names), what=what)
     assert given.shape is not None
     shape = asked.delivered(given.shape)

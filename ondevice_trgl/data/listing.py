@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ondevice_trgl.data.entries import SUFFIXES, is_folder, is_picture, shown, visible
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import CLASSES
 
 SPLITS = {
     "train": ("train", "training"),
@@ -29,7 +30,9 @@ _ARCHIVES = {
     ".7z": "7z x",
     ".rar": "unrar x",
 }
-Labelled = list[tuple[Path, int]]
+Label = int | tuple[float, ...]
+"""The number of a class, or targets."""
+Labelled = list[tuple[Path, Label]]
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Pictures:
     splits: dict[str, Labelled]
     told: str = ""
     """What was left out, and what may not be meant."""
+    task: str = CLASSES
+    """What the labels are; `class_names` are those of the targets where they are no classes."""
 
 
 def pictures_in(path: Path) -> Pictures:

@@ -10,10 +10,11 @@ from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.listing import Pictures, held_out_in, pictures_in
 from ondevice_trgl.data.table import held_out_listed, pictures_listed
 from ondevice_trgl.errors import DataError
+from ondevice_trgl.tasks import AUTO, CLASSES
 
-_Read = Callable[[Path], Pictures]
+_Read = Callable[[Path, str], Pictures]
 _READ: dict[str, tuple[str, _Read, _Read]] = {
-    "folder": ("expected folder:PATH", pictures_in, held_out_in),
+    "folder": ("expected folder:PATH", lambda path, task: pictures_in(path), lambda path, task: held_out_in(path)),
     "csv": ("expected csv:FILE", pictures_listed, held_out_listed),
 }
 """Of every kind in IN_FILES: how it is written, and who reads it to train on, and to judge by."""
@@ -42,13 +43,15 @@ def same_data(one: str, other: str) -> bool:
     return os.path.realpath(Path(place).expanduser()) == os.path.realpath(Path(other_place).expanduser())
 
 
-def files_held_out(name: str) -> list[Path]:
+def files_held_out(name: str, task: str = AUTO) -> list[Path]:
     """The files of `name` that a trained network is judged by, in order; see `pictures_named`. Raises DataError."""
-    return [path for path, _ in pictures_named(name, held_out=True).splits["test"]]
+    return [path for path, _ in pictures_named(name, held_out=True, task=task).splits["test"]]
 
 
-def pictures_named(name: str, *, held_out: bool = False) -> Pictures:
+def pictures_named(name: str, *, held_out: bool = False, task: str = AUTO) -> Pictures:
     """The files of the dataset `name`, with their labels; `held_out`: those to judge a trained network by, as `test`.
+
+    Labels are classes, or what `task` says: numbers are in a CSV file alone.
 
     Raises DataError; see `pictures_in` and `pictures_listed`.
     """
@@ -56,7 +59,12 @@ def pictures_named(name: str, *, held_out: bool = False) -> Pictures:
     expected, read, read_held_out = _READ[kind]
     if not rest:
         raise DataError(f"{name!r} names no path; {expected}", hint="for example folder:pictures/birds")
-    return (read_held_out if held_out else read)(Path(rest).expanduser())
+    if kind == "folder" and task not in (AUTO, CLASSES):
+        raise DataError(
+            f"{name} has class folders, and task = {task!r} needs numbers",
+            hint="list the pictures in a table, csv:FILE",
+        )
+    return (read_held_out if held_out else read)(Path(rest).expanduser(), task)
 
 
 def meant(name: str) -> str:

@@ -18,6 +18,7 @@ from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, DataError, StorageError
 from ondevice_trgl.processes import answer, tell
+from ondevice_trgl.tasks import AUTO, CLASSES
 from ondevice_trgl.units import format_size
 
 _LARGE_BYTES = 16_000_000
@@ -84,8 +85,9 @@ class Room:
 def prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Decode what was not decoded before. The request has `fit`, and `data` or `files`.
 
-    `data` names a dataset, `files` are paths. `budget_bytes` (or None) and `caller_bytes` bound a picture, and
-    `holder_bytes` too where the cache folder cannot be written: a process that holds so much will ask again then.
+    `data` names a dataset, of `task` where that is there; `files` are paths. `budget_bytes` (or None) and
+    `caller_bytes` bound a picture, and `holder_bytes` too where the cache folder cannot be written: a process that holds
+    so much will ask again then.
     `output` is a descriptor to write `files` to instead of the cache folder; `tell` asks for progress.
     The answer says whether it was `stored` in the cache folder, and the `peak_bytes` of this process and its callers.
     Raises DataError, StorageError, BudgetInfeasibleError.
@@ -93,9 +95,10 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
     tune("glibc")
     fit = Fit(**request["fit"])
     if request.get("data") is not None:
-        pictures = pictures_named(request["data"])
+        pictures = pictures_named(request["data"], task=request.get("task", AUTO))
         # of one class nothing can be learnt: whoever goes on says so, and need not wait for it
-        splits = pictures.splits.values() if len(pictures.class_names) > 1 else ()
+        can_learn = len(pictures.class_names) > 1 or pictures.task != CLASSES
+        splits = pictures.splits.values() if can_learn else ()
         lists = [[path for path, _ in split] for split in splits]
     else:
         lists = [[Path(path) for path in request["files"]]]

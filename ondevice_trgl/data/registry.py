@@ -22,11 +22,11 @@ from ondevice_trgl.errors import DataError, UnknownNameError
 from ondevice_trgl.tasks import AUTO
 
 _NAMES = ("digits", "mnist5k", "fashion-mnist", *VISION)
-_FORMS = ("folder:PATH", "csv:FILE", synthetic.FORM, "pkg.module:callable")
+_FORMS = ("folder:PATH", "csv:FILE", *synthetic.FORMS, "pkg.module:callable")
 
 
 def data_names() -> list[str]:
-    """The named datasets. Beside them there are `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES:N`,
+    """The named datasets. Beside them there are `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES|regT|multiT:N`,
     `pkg.module:callable`."""
     return list(_NAMES)
 
@@ -103,7 +103,7 @@ def load_holdout(
 def _found(asked: Asked, known: Preprocessing) -> Found | None:
     """Picture files with their classes; None where the name means other data."""
     if is_pictures(asked.name):
-        listed = pictures_named(asked.name, held_out=True)
+        listed = pictures_named(asked.name, held_out=True, task=asked.task)
         return found_in(listed, fit_of(known, asked.name), scratch_dir=asked.scratch_dir)
     return None
 
@@ -130,7 +130,8 @@ def _source(asked: Asked, root: Path | None, download: bool, orientation: str = 
     if kind == "synthetic":
         return synthetic.synthetic(name, asked.seed)
     if is_pictures(name):
-        return picture_source(pictures_named(name), asked.image_size, orientation, scratch_dir=asked.scratch_dir)
+        listed = pictures_named(name, task=asked.task)
+        return picture_source(listed, asked.image_size, orientation, scratch_dir=asked.scratch_dir)
     if is_callable_name(name):
         return None
     raise UnknownNameError("dataset", name, [*_NAMES, *_FORMS], hint=meant(name))

@@ -123,6 +123,7 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
         return 0
     request = {
         "data": workload.data,
+        "task": config.asked_task,
         "fit": vars(fit_for(workload.image_size, workload.orientation)),
         "budget_bytes": None if _on_gpu(config) else config.budget_bytes,
         "caller_bytes": waiting,
@@ -134,11 +135,11 @@ def _prepare(job: Job, waiting: int, ask: Ask, told: Told | None) -> int:
     return 0 if _on_gpu(config) else int(peak)
 
 
-def prepare_for(run_dir: Path, files: Callable[[], list[Path]] | str, budget: Stated | None, ask: Ask) -> None:
+def prepare_for(run_dir: Path, files: Callable[[str], list[Path]] | str, budget: Stated | None, ask: Ask) -> None:
     """Have pictures decoded for a run, by another process within its budget, while this one is small.
 
-    Those of a dataset that is named, split as for training, or `files`: they are asked for where the run takes
-    pictures. Nothing is done where it does not: whoever reads the files says so.
+    Those of a dataset that is named, split as for training, or `files`: they are asked for, with the run's task, where
+    it takes pictures. Nothing is done where it does not: whoever reads the files says so.
     Raises RunDirError, DataError, BudgetInfeasibleError.
     """
     record, report = RunDir.open(run_dir).load(RECORD, dict), read_report(run_dir)
@@ -152,7 +153,8 @@ def prepare_for(run_dir: Path, files: Callable[[], list[Path]] | str, budget: St
         bytes_ = report.budget_bytes if budget is None else Allowance(budget).now()
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     request = {
-        **({"data": files} if isinstance(files, str) else {"files": [str(path) for path in files()]}),
+        **({"data": files} if isinstance(files, str) else {"files": [str(path) for path in files(known.task)]}),
+        "task": known.task,
         "fit": vars(Fit(*known.input_shape, known.orientation)),
         "budget_bytes": bytes_,
         "caller_bytes": waiting,
