@@ -87,7 +87,8 @@ _declare(
     "data",
     str,
     "--data NAME",
-    "Dataset, folder:PATH, csv:FILE, synthetic:CxHxW:CLASSES|regT|multiT:N (T targets), or pkg.module:callable.",
+    "Dataset, folder:PATH, csv:FILE, synthetic:CxHxW:CLASSES:N (for CLASSES regT or multiT: T targets), or your own"
+    " pkg.module:callable.",
 )
 _declare(
     _P, "task", str, "--task", "What is learned; auto: whole numbers are classes, floats regression.",

@@ -86,8 +86,8 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Decode what was not decoded before. The request has `fit`, and `data` or `files`.
 
     `data` names a dataset, of `task` where that is there; `files` are paths. `budget_bytes` (or None) and
-    `caller_bytes` bound a picture, and `holder_bytes` too where the cache folder cannot be written: a process that holds
-    so much will ask again then.
+    `caller_bytes` bound a picture, and `holder_bytes` too where the cache folder cannot be written: a process that
+    holds so much will ask again then.
     `output` is a descriptor to write `files` to instead of the cache folder; `tell` asks for progress.
     The answer says whether it was `stored` in the cache folder, and the `peak_bytes` of this process and its callers.
     Raises DataError, StorageError, BudgetInfeasibleError.

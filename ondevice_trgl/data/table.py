@@ -44,8 +44,8 @@ def pictures_listed(path: Path, task: str = AUTO) -> Pictures:
     """The pictures that the CSV file `path` lists, with the classes of those that are trained on.
 
     With regression or multi-label as `task`, with numbers: of the columns target, target_width and so on, or else of
-    that of labels. Columns go by their usual names, in any case; others are ignored. Paths count from the file's folder.
-    Without a column of splits all are for training. Fields are parted by comma, semicolon or tab; text is UTF-8.
+    that of labels. Columns go by their usual names, in any case; others are ignored. Paths count from the folder of the
+    file. Without a column of splits all are for training. Fields are parted by comma, semicolon or tab; text is UTF-8.
     Raises DataError, with the line, for a missing column, an empty field, a file that is not there, and a picture with
     two labels or in two splits.
     """

@@ -69,8 +69,9 @@ class Jobs(ModuleType):
         self._result("evaluate")
         head: int | str = "ensemble" if given["head"] == "ensemble" else 4
         same = None if head == "ensemble" else True
-        sizes = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
+        sizes: dict[str, Any] = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
         about = {"data": "digits", "told": ["of these classes there are none: 7"], "matches_report": same}
+        sizes |= {"metric": self.report.metric, "rmse": None}
         return {"accuracy": 0.8725, "samples": 1234, "head": head, **about, **sizes}
 
     def predict_run(self, run_dir: Path, paths: list[Path], **given: Any) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class Jobs(ModuleType):
         cat, dog = ({"class": name, "label": k, "confidence": p} for k, name, p in ((0, "cat", 0.75), (1, "dog", 0.25)))
         found = [{"file": str(path), **cat, "top": [cat, dog][: given["top"]]} for path in paths]
         sizes = {"budget_bytes": 600_000_000, "measured_peak_bytes": self.peak_bytes}
-        return {"predictions": found, "head": 4, "told": ["left out: 1 .txt files"], **sizes}
+        return {"predictions": found, "task": "classes", "head": 4, "told": ["left out: 1 .txt files"], **sizes}
 
 
 @dataclasses.dataclass

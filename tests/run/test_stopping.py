@@ -118,7 +118,9 @@ def test_what_counts_as_stalled(accuracies: list[float], samples: int, stalled: 
 
 @pytest.fixture
 def stopped(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr(scheduler, "has_stalled", lambda accuracies, samples: len(accuracies) == 2 and samples == 9)
+    monkeypatch.setattr(
+        scheduler, "has_stalled", lambda accuracies, samples, metric: len(accuracies) == 2 and samples == 9
+    )
     return fit("run", stop_when="stalled")
 
 
@@ -163,7 +165,7 @@ class Crash(Callback):
 
 
 def test_a_stopped_run_of_named_data_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "has_stalled", lambda accuracies, samples: len(accuracies) == 1)
+    monkeypatch.setattr(scheduler, "has_stalled", lambda accuracies, samples, metric: len(accuracies) == 1)
     settings: dict[str, Any] = {"budget": "64GB", "modules": 3, "epochs": 1, "threads": 1, "stop_when": "stalled"}
     work = Workload(model="resnet-preact-3x4", data="synthetic:1x8x8:3:60")
     job = Job(work, TrainConfig(**settings), tmp_path / "run", baseline="skip")
