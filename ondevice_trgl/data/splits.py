@@ -117,7 +117,7 @@ def check_task(found: str, asked: str, what: str) -> None:
         kinds = {CLASSES: "class numbers", REGRESSION: "float targets", MULTI_LABEL: "vectors of 0 and 1"}
         raise DataError(
             f"{what} has {kinds[found]}, for task = {found!r}; asked for was {asked!r}",
-            hint=f"leave task out, or give data with {kinds[asked]}",
+            hint=f"leave task out, and a loss that only it has; or give data with {kinds[asked]}",
         )
 
 

@@ -89,7 +89,8 @@ def trace(model: nn.Module, example_input: Tensor, *, apart: bool = False, freez
     if len(result.meta["shape"]) != 2:
         raise PartitionError(
             f"{type(model).__name__} returns a tensor of shape {result.meta['shape']}, expected (batch, classes)",
-            hint="wrap the network so that it returns one row of logits for each sample",
+            hint="wrap the network so that it returns one row of logits, or of numbers, for each sample"
+            + ("; where that is one number, (batch, 1): leave squeeze out" if len(result.meta["shape"]) == 1 else ""),
         )
     root = _root(model, traced.constants)
     shape, dtype = tuple(example_input.shape[1:]), example_input.dtype

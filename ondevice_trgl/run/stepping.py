@@ -15,6 +15,9 @@ from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.optim import Optimizer
 
+_WIDE = 5.0
+"""The spread of targets from which on it is told where a loss is not finite; learning rates are for about 1."""
+
 Pressed = Callable[[Pressure, Rung], None]
 """Told of every time that memory ran short, with the rung that the module goes on at."""
 
@@ -81,7 +84,8 @@ def located(
         part = indices[start : start + len(buffer)]
         source.read(part, buffer)
         check_finite(buffer, part, data)
-    return NonFiniteError(
-        f"{error.message} in {where}, epoch {progress.epoch}, step {progress.step}",
-        hint="start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept",
-    )
+    hint = "start again with a lower --lr or a larger --tau; the weights up to the last checkpoint are kept"
+    targets = source.labels
+    if targets.is_floating_point() and len(targets) > 1 and (spread := float(targets.std(0).max())) > _WIDE:
+        hint = f"the targets have a spread of {spread:.3g}: scale them to about 1, or {hint}"
+    return NonFiniteError(f"{error.message} in {where}, epoch {progress.epoch}, step {progress.step}", hint=hint)

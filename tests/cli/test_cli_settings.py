@@ -24,7 +24,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "warm_heads": 2, "epochs_rule": "deeper", "patience": 3, "stop_when": "never",
         "transport": "displacement", "head": "mlp", "optimizer": "adamw", "lr": 0.5, "lr_schedule": "step",
         "lr_steps": "0.25,0.5", "lr_gamma": 0.2, "warmup": 0.1, "clip_norm": 1.5, "loss": "cross-entropy",
-        "class_weights": "1, 2.5", "precision": "auto",
+        "class_weights": "1, 2.5", "precision": "auto", "task": "classes", "metric": "pkg.mod:own",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
         "device": "cuda:1", "threads": 3, "seed": 7, "balance": True,

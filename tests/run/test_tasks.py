@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ondevice_trgl import ConfigError, DataError, Report, RunState, TrainConfig, UsageError
+from ondevice_trgl import ConfigError, DataError, PartitionError, Report, RunState, TrainConfig, UsageError
+from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import read_report
 from ondevice_trgl.report.table import plain
@@ -198,6 +199,35 @@ def test_a_loss_that_one_task_has_alone_says_which_that_is() -> None:
     assert TrainConfig(loss="bce").asked_task == "multi-label"
     assert TrainConfig(loss="mse").asked_task == "regression"
     assert TrainConfig().asked_task == TrainConfig(loss="pkg.mod:own").asked_task == "auto"
+
+
+class Squeezed(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out.squeeze(-1)
+
+
+def one_target(scale: float = 1.0) -> TensorDataset:
+    images, targets = pictures(26).tensors
+    return TensorDataset(images, scale * targets[:, 0])
+
+
+def test_one_number_a_sample_is_a_column(fit: Fit) -> None:
+    assert fit("run", model=of_targets(1), train=one_target(), val=None, test=None).metric == "r2"
+    with pytest.raises(PartitionError, match=r"Squeezed returns a tensor of shape \(2,\)") as caught:
+        fit("other", model=Squeezed(of_targets(1)), train=one_target(), val=None, test=None)
+    assert "(batch, 1): leave squeeze out" in caught.value.hint
+
+
+def test_targets_that_are_far_apart_are_told_of_where_the_loss_ends_in_nan(fit: Fit) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        fit("run", model=of_targets(1), train=one_target(1e6), val=None, test=None, lr=10.0)
+    assert "the targets have a spread of" in caught.value.hint
+    assert "scale them to about 1" in caught.value.hint
 
 
 def worst_last(predictions: Tensor, targets: Tensor) -> float:
