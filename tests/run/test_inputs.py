@@ -49,8 +49,7 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
         return float((model.eval()(ids.long()).argmax(1) == labels).double().mean())
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize(("dtype", "cast"), [(torch.int64, False), (torch.int32, True), (torch.uint8, False)], ids=str)
 def test_a_text_classifier_is_planned_and_trained(fit: Fit, dtype: torch.dtype, cast: bool) -> None:
     torch.manual_seed(0)
     model, test = Text(cast=cast), words(60, 2, dtype)

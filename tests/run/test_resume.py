@@ -26,7 +26,7 @@ def pause(run: RunState) -> None:
     run.request_pause()
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 13, STEPS])
+@pytest.mark.parametrize("step", [3, 13])  # every step of a shorter run: below
 def test_a_paused_run_resumes_bit_for_bit(fit: Fit, whole: Whole, step: int) -> None:
     assert fit("part", callbacks=[At("on_step_end", step, pause)]).status == "paused"
     assert not (fit.path("part") / "model.safetensors").exists()
@@ -35,9 +35,7 @@ def test_a_paused_run_resumes_bit_for_bit(fit: Fit, whole: Whole, step: int) -> 
     assert fit.weights("part") == whole()
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "step"), [("sgd", 2), ("sgd", STEPS + 4), ("adamw", STEPS), ("adamw", STEPS + 8)]
-)
+@pytest.mark.parametrize(("optimizer", "step"), [("sgd", STEPS + 4), ("adamw", STEPS)])
 def test_a_pause_in_any_lap_with_dropout_resumes_bit_for_bit(fit: Fit, whole: Whole, optimizer: str, step: int) -> None:
     settings: dict[str, Any] = {**TWO_LAPS, "optimizer": optimizer}
     fit("part", model=net(dropout=0.3), callbacks=[At("on_step_end", step, pause)], **settings)
@@ -57,16 +55,16 @@ def uneven() -> TensorDataset:
     return TensorDataset(images[kept], labels[kept])
 
 
-@pytest.mark.parametrize("step", [2, 13, STEPS + 4])
-def test_a_balanced_run_resumes_bit_for_bit_in_mid_epoch(fit: Fit, step: int) -> None:
+def test_a_balanced_run_resumes_bit_for_bit_in_mid_epoch(fit: Fit) -> None:
     settings: dict[str, Any] = {**TWO_LAPS, "balance": True}
     fit("whole", train=uneven(), **settings)
     fit("plain", train=uneven(), **TWO_LAPS)
     assert fit.weights("whole") != fit.weights("plain")
-    fit("part", train=uneven(), callbacks=[At("on_step_end", step, pause)], **settings)
+    fit("part", train=uneven(), callbacks=[At("on_step_end", 2, pause)], **settings)
     with pytest.raises(RunDirError, match="made with other settings: balance"):
         fit("part", train=uneven(), resume=True, **TWO_LAPS)
-    fit("part", train=uneven(), resume=True, **settings)
+    fit("part", train=uneven(), callbacks=[At("on_step_end", STEPS + 2, pause)], resume=True, **settings)
+    assert fit("part", train=uneven(), resume=True, **settings).status == "completed"
     assert fit.weights("part") == fit.weights("whole")
 
 
@@ -122,13 +120,10 @@ def test_a_run_may_be_paused_at_every_step(fit: Fit, whole: Whole) -> None:
     [
         ("on_fit_start", 1, {}),
         ("on_module_start", 2, {}),
-        ("on_step_end", 4, {}),
         ("on_epoch_end", 2, {}),
-        ("on_cache_write", 1, {}),
         ("on_cache_write", 9, {}),
         ("on_module_end", 3, {}),
         ("on_fit_end", 1, {}),
-        ("on_step_start", STEPS + 8, TWO_LAPS),
         ("on_cache_write", 16, TWO_LAPS),
         ("on_lap_end", 1, TWO_LAPS),
     ],
@@ -147,7 +142,7 @@ def test_a_crashed_run_resumes_bit_for_bit(
 MULTIPLIED: dict[str, Any] = {"tau": "multiplier", "multiplier_every": 2, "multiplier_start": 0.5}
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, STEPS + 5])
+@pytest.mark.parametrize("step", [1, 8, STEPS + 5])  # between two updates, at one, in the second lap
 def test_the_multiplier_stands_where_it_stood_when_a_run_is_resumed(fit: Fit, whole: Whole, step: int) -> None:
     settings = {**TWO_LAPS, **MULTIPLIED}
     fit("part", callbacks=[At("on_step_end", step, pause)], **settings)
@@ -156,13 +151,12 @@ def test_the_multiplier_stands_where_it_stood_when_a_run_is_resumed(fit: Fit, wh
     assert fit.weights("part") != whole(**TWO_LAPS)
 
 
-@pytest.mark.parametrize("step", [2, 13])
-def test_a_run_with_weights_of_classes_resumes_bit_for_bit(fit: Fit, step: int) -> None:
+def test_a_run_with_weights_of_classes_resumes_bit_for_bit(fit: Fit) -> None:
     settings: dict[str, Any] = {"class_weights": "balanced", "clip_norm": 0.5, "lr_schedule": "step", "warmup": 0.2}
     fit("whole", train=uneven(), **settings)
     fit("plain", train=uneven(), **{**settings, "class_weights": None})
     assert fit.weights("whole") != fit.weights("plain")
-    fit("part", train=uneven(), callbacks=[At("on_step_end", step, pause)], **settings)
+    fit("part", train=uneven(), callbacks=[At("on_step_end", 13, pause)], **settings)
     fit("part", train=uneven(), resume=True, **settings)
     assert fit.weights("part") == fit.weights("whole")
 
@@ -286,7 +280,7 @@ class Counter(Callback):
         self.count = state["count"]
 
 
-@pytest.mark.parametrize("step", [1, 6, 10])
+@pytest.mark.parametrize("step", [6, 10])
 def test_a_callback_gets_its_state_back(fit: Fit, step: int) -> None:
     fit("part", callbacks=[Counter(), At("on_step_end", step, pause)])
     counter = Counter()
@@ -301,32 +295,37 @@ def test_a_callback_that_is_new_on_resume_starts_anew(fit: Fit) -> None:
     assert counter.count == STEPS - 4
 
 
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """A run that is paused; refusing to resume it changes nothing."""
+    stopped = Fit(tmp_path_factory.mktemp("paused"))
+    stopped("part", callbacks=[At("on_step_end", 1, pause)])
+    return stopped
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"lr": 0.01}, {"seed": 1}, {"epochs": 3}, {"batch_size": 4}, {"tau": "off"}, {"optimizer": "adamw"}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_other_settings_are_refused(fit: Fit, changes: dict[str, Any]) -> None:
-    fit("part", callbacks=[At("on_step_end", 1, pause)])
+def test_other_settings_are_refused(paused: Fit, changes: dict[str, Any]) -> None:
     with pytest.raises(RunDirError, match=rf"other settings: {next(iter(changes))}\b") as caught:
-        fit("part", resume=True, **changes)
+        paused("part", resume=True, **changes)
     assert caught.value.hint
 
 
-def test_another_model_is_refused(fit: Fit) -> None:
-    fit("part", callbacks=[At("on_step_end", 1, pause)])
+def test_another_model_is_refused(paused: Fit) -> None:
     with pytest.raises(RunDirError, match="the model"):
-        fit("part", resume=True, model=net(channels=8))
+        paused("part", resume=True, model=net(channels=8))
 
 
-def test_other_data_are_refused(fit: Fit) -> None:
-    fit("part", callbacks=[At("on_step_end", 1, pause)])
+def test_other_data_are_refused(paused: Fit) -> None:
     images, labels = samples(26).tensors
     for other in (samples(27), TensorDataset(images, labels.flip(0))):
         with pytest.raises(RunDirError, match="the data"):
-            fit("part", resume=True, train=other)
+            paused("part", resume=True, train=other)
     with pytest.raises(RunDirError, match="the data"):
-        fit("part", resume=True, val=None)
+        paused("part", resume=True, val=None)
 
 
 def test_nothing_to_resume(fit: Fit) -> None:

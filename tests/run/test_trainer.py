@@ -59,27 +59,21 @@ def test_the_saved_model_is_a_plain_state_dict_of_the_users_network(fit: Fit) ->
     assert accuracy(fresh, samples(9, 2)) == report.classifier.test_accuracy
 
 
-@pytest.mark.parametrize("head", [0, 1, 2, 3, "best", "last"])
-def test_every_head_can_be_exported_with_its_reported_accuracy(fit: Fit, head: int | str) -> None:
+def test_every_head_can_be_exported_with_its_reported_accuracy(fit: Fit) -> None:
     model = net()
     trainer = Trainer(model, config(), run_dir=fit.path("run"))
-    report = trainer.fit(samples(26), samples(9, 1), samples(9, 2))
-    exported = trainer.export(head)
-    index = head if isinstance(head, int) else report.accuracy.best_head if head == "best" else 3
-    assert isinstance(index, int)
-    assert accuracy(exported, samples(9, 2)) == report.heads[index].test_accuracy
-    if index == 3:
-        assert exported is model
-
-
-@pytest.mark.parametrize("head", [4, -1, "deepest"])
-def test_a_head_that_is_not_there(fit: Fit, head: int | str) -> None:
-    trainer = Trainer(net(), config(epochs=1), run_dir=fit.path("run"))
     with pytest.raises(UsageError, match="call fit first"):
         trainer.export()
-    trainer.fit(samples(26))
-    with pytest.raises(UsageError, match="heads 0 to 3"):
-        trainer.export(head)
+    report = trainer.fit(samples(26), samples(9, 1), samples(9, 2))
+    for head in (0, 1, 2, 3, "best", "last", 1):
+        exported = trainer.export(head)
+        index = head if isinstance(head, int) else report.accuracy.best_head if head == "best" else 3
+        assert isinstance(index, int)
+        assert accuracy(exported, samples(9, 2)) == report.heads[index].test_accuracy, head
+        assert (exported is model) == (index == 3)
+    for absent in (4, -1, "deepest"):
+        with pytest.raises(UsageError, match="heads 0 to 3"):
+            trainer.export(absent)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(fit: Fit) -> None:
@@ -185,15 +179,14 @@ def test_optimizer_state_waits_on_disk_for_the_next_lap_and_not_longer(
     assert found == [kept, set()]
 
 
-def test_two_runs_may_share_a_cache_folder(fit: Fit) -> None:
+def test_two_runs_may_share_a_cache_folder(fit: Fit, whole: Callable[..., bytes]) -> None:
     shared = str(fit.path("shared"))
-    fit("alone")
 
     def other(run: RunState) -> None:
         fit("inner", cache_dir=shared, epochs=1)
 
     fit("outer", cache_dir=shared, callbacks=[At("on_step_end", 9, other)])
-    assert fit.weights("outer") == fit.weights("alone")
+    assert fit.weights("outer") == whole()
 
 
 class GlobalState:
@@ -255,8 +248,7 @@ def test_planning_changes_neither_model_nor_disk(fit: Fit) -> None:
     assert not fit.path("run").exists()
 
 
-def test_it_works_in_a_thread_and_pauses_from_another(fit: Fit) -> None:
-    fit("whole")
+def test_it_works_in_a_thread_and_pauses_from_another(fit: Fit, whole: Callable[..., bytes]) -> None:
     reached, asked = threading.Event(), threading.Event()
 
     def wait(run: RunState) -> None:
@@ -274,7 +266,7 @@ def test_it_works_in_a_thread_and_pauses_from_another(fit: Fit) -> None:
     worker.join()
     assert statuses == ["paused"]
     fit("run", resume=True)
-    assert fit.weights("run") == fit.weights("whole")
+    assert fit.weights("run") == whole()
 
 
 def test_a_request_made_while_caching_is_honoured_in_the_next_module(fit: Fit) -> None:
@@ -299,7 +291,7 @@ def test_vanilla_has_no_transport_and_a_small_tau_changes_the_weights(fit: Fit) 
     assert far.modules[0].train_loss == pytest.approx(off.modules[0].train_loss)
 
 
-@pytest.mark.parametrize(("rows", "batch", "steps"), [(26, 8, 3), (24, 8, 3), (7, 8, 1), (3, 32, 1), (9, 8, 1)])
+@pytest.mark.parametrize(("rows", "batch", "steps"), [(26, 8, 3), (24, 8, 3), (3, 32, 1)])
 def test_a_part_of_a_batch_is_left_out_and_a_small_set_is_one_batch(
     fit: Fit, rows: int, batch: int, steps: int
 ) -> None:
@@ -380,8 +372,9 @@ def test_a_peak_before_a_pause_is_not_forgotten(fit: Fit, monkeypatch: pytest.Mo
     assert [m.measured_peak_bytes for m in report.modules] == [9, 3, 4]
 
 
-def test_a_full_disk_while_caching_leaves_the_run_resumable(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit("whole")
+def test_a_full_disk_while_caching_leaves_the_run_resumable(
+    fit: Fit, whole: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real: Callable[..., int] = os.pwrite
     calls: list[int] = []
 
@@ -399,7 +392,7 @@ def test_a_full_disk_while_caching_leaves_the_run_resumable(fit: Fit, monkeypatc
     assert len(calls) == 3
     assert not (fit.path("run") / "cache").exists()
     fit("run", resume=True)
-    assert fit.weights("run") == fit.weights("whole")
+    assert fit.weights("run") == whole()
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_row(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
