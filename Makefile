@@ -15,6 +15,9 @@ DEMO_FLAGS ?= --model resnet20 --data digits --image-size 48 --batch-size 64 --e
 	--budget 330MB --baseline full --run-dir runs/demo --force
 BENCHMARKS := $(filter-out benchmarks/models.py, $(sort $(wildcard benchmarks/[a-z]*.py)))
 
+# Else every process that a test or a run starts would compile the package anew (0.5 s).
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench bench-models clean
 
