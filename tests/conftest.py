@@ -26,6 +26,11 @@ settings.load_profile("steady")
 RunPython = Callable[..., str]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole processes, the longest tests, come first: at the end two workers have short ones to share."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 _modules = 0
 
 
@@ -52,9 +57,9 @@ def code_pages_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from ondevice_trgl import trainer
     from ondevice_trgl.plan import estimate
     from ondevice_trgl.run import budget
-    from ondevice_trgl.setup import helper, planning, staging
+    from ondevice_trgl.setup import helper, planning, staging, steps
 
-    for module in (trainer, estimate, budget, helper, planning, staging):
+    for module in (trainer, estimate, budget, helper, planning, staging, steps):
         monkeypatch.setattr(module, "release_code_pages", lambda: 0)
 
 

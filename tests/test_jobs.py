@@ -45,6 +45,8 @@ from ondevice_trgl.run.budget import Budget
 from tests.asked_here import Trainer, plan_job, train_job
 from tests.report_schema import SCHEMA, conforms
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 DATA = "synthetic:1x8x8:3:60"
 OTHER = "synthetic:1x8x8:3:90"
 MODEL = "resnet-preact-3x4"

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ondevice_trgl import RunDirError, TrainConfig
+from ondevice_trgl.config import Workload
+from ondevice_trgl.job import Job
+from tests.asked_here import train_job
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = """
 import torch
@@ -23,9 +28,6 @@ class Broken(Dataset):
 def broken():
     print("reading")  # on stdout, which belongs to the answer
     return Broken()
-
-def from_one():
-    return TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 4 + 1)
 
 def drawn():
     torch.seed()
@@ -62,7 +64,6 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     ("data", "message", "hint"),
     [
         ("own:broken", "sample 12 of own:broken (train) cannot be read: KeyError: 'lost'", "dataset[12] raises"),
-        ("own:from_one", "own:from_one (train): labels go from 1 to 4, expected 0 to 3", "subtract 1"),
         ("own:ends", "'own:ends' failed: SystemExit: no data today", ""),
     ],
 )
@@ -73,7 +74,15 @@ def test_a_fault_of_the_dataset_comes_out_as_it_was_found(tmp_path: Path, data: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_callable_that_draws_other_samples_each_time_is_told_to_draw_from_a_seed(tmp_path: Path) -> None:
-    said = told(train(tmp_path, "own:drawn"))
-    assert "the data have changed since run was started" in said
-    assert "own:drawn has to return the same samples every time it is called: let it draw from a seed" in said
+def test_a_callable_that_draws_other_samples_each_time_is_told_to_draw_from_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here in one process, which reads them twice as well."""
+    (tmp_path / "own_and_drawn.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = TrainConfig(budget="64GB", epochs=1, threads=1)
+    with pytest.raises(RunDirError, match=r"the data have changed since .*run was started") as caught:
+        train_job(Job(Workload(data="own_and_drawn:drawn"), config, tmp_path / "run", baseline="skip"))
+    wanted = "own_and_drawn:drawn has to return the same samples every time it is called: let it draw from a seed"
+    assert caught.value.hint == wanted
+    assert caught.value.exit_code == 2

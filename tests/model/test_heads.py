@@ -6,8 +6,9 @@ import torch
 from ondevice_trgl.config import HEADS
 from ondevice_trgl.errors import PartitionError, UnknownNameError
 from ondevice_trgl.model.heads import SMALL, build_head, head_behind
-from ondevice_trgl.model.partition import partition
+from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import parameter_count
+from ondevice_trgl.model.trace import trace
 from ondevice_trgl.model.zoo import build_model
 
 
@@ -91,7 +92,8 @@ def test_heads_of_residual_networks_and_transformers_are_as_wide_as_they_can_be(
         "resnet18": [149_002] * 3 + [199_690] * 2 + [330_762] * 2 + [199_690],
         "vit_b_16": [265_226] * 24,
     }.items():
-        parts = partition(build_model(name, num_classes=10, in_shape=(3, 32, 32)), torch.zeros(2, 3, 32, 32))
+        chain = trace(build_model(name, num_classes=10, in_shape=(3, 32, 32)), torch.zeros(2, 3, 32, 32))
+        parts = group(chain, range(len(chain.segments) + 1))
         heads = [head_behind(module, "mlp", 10) for module in parts.modules[:-1]]
         assert [parameter_count(head) for head in heads] == expected
         assert all(

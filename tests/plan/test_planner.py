@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -97,6 +97,7 @@ def test_shrinking_budgets_first_take_more_modules_then_checkpointing_then_small
     assert any(place == 2 for place, _ in seen)
 
 
+@settings(max_examples=40)
 @given(budget=st.integers(200_000_000, 300_000_000))
 def test_no_plan_exceeds_its_budget_and_none_has_a_simpler_one_within(budget: int) -> None:
     needed = refusal(1).smallest_feasible_budget_bytes
