@@ -187,7 +187,21 @@ def stopped_in_training(number: signal.Signals, cwd: Path, *arguments: str) -> D
 
 def test_a_run_that_is_stopped_twice_has_its_checkpoints_and_resumes_to_the_end(tmp_path: Path) -> None:
     output = ("--json", "--progress", "none")
-    long = ("train", "-b", "2GB", *SMALL, "--epochs", "30", "--baseline", "skip", "-o", "run", *output)
+    long = (
+        "train",
+        "-b",
+        "2GB",
+        *SMALL,
+        "--epochs",
+        "30",
+        "--classifier-epochs",
+        "2",
+        "--baseline",
+        "skip",
+        "-o",
+        "run",
+        *output,
+    )
     done = stopped_in_training(signal.SIGTERM, tmp_path, *long)
     assert done.returncode == 143, done.stderr
     assert record(done)["status"] == "paused"

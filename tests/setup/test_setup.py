@@ -27,6 +27,8 @@ from ondevice_trgl.setup import helper, staging, steps
 from ondevice_trgl.setup.steps import set_up, staging_folder
 from tests.asked_here import ask_here, plan_job, train_job
 
+pytestmark = pytest.mark.usefixtures("code_pages_kept")
+
 DATA = "synthetic:1x8x8:3:60"
 OWN = """
 import torch
@@ -116,7 +118,7 @@ def test_a_refused_budget_leaves_nothing(tmp_path: Path, call: Any) -> None:
 def test_a_refused_budget_leaves_nothing_in_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(BudgetInfeasibleError) as caught:
-        jobs.train_job(job(tmp_path / "run", budget=1_000_000))
+        train_job(job(tmp_path / "run", budget=1_000_000))
     assert caught.value.budget_bytes == 1_000_000
     assert caught.value.smallest_feasible_budget_bytes > 50_000_000
     assert entries(tmp_path) == ["run"]
