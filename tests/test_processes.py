@@ -57,11 +57,15 @@ def test_the_answer_comes_back_as_it_was_given(answering: Answering) -> None:
 
 @pytest.mark.parametrize("lean", [True, False])
 def test_it_starts_as_it_is_told(answering: Answering, lean: bool) -> None:
-    work = "kinds = [type(finder).__name__ for finder in sys.meta_path]\n"
-    work += "return {'lean': '_Watching' in kinds, 'given': os.environ.get('GIVEN'), 'home': 'HOME' in os.environ}"
+    work = (
+        "import gc\n"
+        "kinds = [type(finder).__name__ for finder in sys.meta_path]\n"
+        "given, home = os.environ.get('GIVEN'), 'HOME' in os.environ\n"
+        "return {'collects': gc.isenabled(), 'lean': '_Watching' in kinds, 'given': given, 'home': home}"
+    )
     before = {name: value for name, value in os.environ.items() if name != "HOME"}
     answer = answering(work, environment={**before, "GIVEN": "this"}, lean=lean)
-    assert answer == {"lean": lean, "given": "this", "home": False}
+    assert answer == {"collects": True, "lean": lean, "given": "this", "home": False}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A lean process imports at a lower peak; a program that embeds the library stays as it is."""
 
+import contextlib
+import gc
 import json
 import subprocess
 import sys
@@ -7,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from ondevice_trgl.device.lean import imports_kept
 
 LEAN = "from ondevice_trgl.device.lean import make_lean\nmake_lean()\n"
 RunPython = Callable[..., str]
@@ -85,3 +89,15 @@ def test_without_proc_it_does_nothing(run_python: RunPython) -> None:
         "    return opened(path, *rest)\n"
         f"os.open = no_proc\n{LEAN}import torch\n"
     )
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_collecting_is_put_off_while_importing_and_not_longer(monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
+    now = [collects]
+    monkeypatch.setattr(gc, "isenabled", lambda: now[0])
+    monkeypatch.setattr(gc, "disable", lambda: now.__setitem__(0, False))
+    monkeypatch.setattr(gc, "enable", lambda: now.__setitem__(0, True))
+    with contextlib.suppress(ImportError), imports_kept():
+        assert now == [False]
+        raise ImportError
+    assert now == [collects]
