@@ -38,8 +38,8 @@ class BoundaryCache(ABC):
         self.bytes_written += len(labels) * self.row_bytes
         self._filled = stop
 
-    def seal(self) -> None:
-        """All rows are written."""
+    def seal(self, producer: str = "") -> None:
+        """All rows are written, by what the digest `producer` stands for."""
         assert self._filled == self.rows
 
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class BoundaryCache(ABC):
     def _read(self, indices: Sequence[int], out: Tensor) -> None: ...
 
     @abstractmethod
-    def close(self) -> None:
-        """Give memory and disk back; the rows are gone."""
+    def close(self, *, keep: bool = False) -> None:
+        """Give memory and disk back; the rows are gone, but with `keep` those of a sealed file."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """The disk tier: one preallocated file of fixed-size rows, read with `pread` into a reused buffer.
 
+Sealed, it outlives the process: a later one takes it up, or finds what is damaged of it (see `seal`).
 No mmap: mapped pages count in RSS (a 128 MiB cache read that way cost +132 MiB of peak, `pread` +6).
 """
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.cache.base import DTYPES, BoundaryCache
+from ondevice_trgl.cache.base import DTYPES, BoundaryCache, row_bytes
+from ondevice_trgl.cache.seal import Checksums, Seal, chunk_rows, damaged_chunks, seal_of
 from ondevice_trgl.errors import DamagedFileError, StorageError
 from ondevice_trgl.units import format_size
 
@@ -25,12 +27,15 @@ class DiskCache(BoundaryCache):
     Raises StorageError where the disk has too little room.
     """
 
+    _seal: Seal | None = None
+
     def __init__(self, path: Path, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         super().__init__(rows, shape, dtype)
         self.path = path
         size = rows * self.row_bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            seal_of(path).unlink(missing_ok=True)  # before a byte of what it stood for is written over
             free = shutil.disk_usage(path.parent).free
             if size > free:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -45,6 +50,52 @@ class DiskCache(BoundaryCache):
                 self.close()
                 raise self._failed(error) from error
         self._row = torch.empty(shape, dtype=DTYPES[dtype]) if dtype != "fp32" else None
+        self._chunk = chunk_rows(self.row_bytes)
+        self._checksums = Checksums(self._chunk * self.row_bytes)
+
+    @classmethod
+    def sealed(
+        cls, path: Path, producer: str, shape: tuple[int, ...], dtype: str, labels: Tensor
+    ) -> "DiskCache | None":
+        """The boundary that was sealed at `path`, of the samples of `labels`; None where that is no such one.
+
+        Its rows may be damaged, see `damaged`.
+        """
+        seal, size = Seal.read(path), len(labels) * row_bytes(shape, dtype)
+        expected = (producer, len(labels), shape, dtype, chunk_rows(row_bytes(shape, dtype)))
+        if seal is None or (seal.producer, seal.rows, seal.shape, seal.dtype, seal.chunk_rows) != expected:
+            return None
+        found = cls.__new__(cls)
+        BoundaryCache.__init__(found, len(labels), shape, dtype)
+        try:
+            found._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(found._file).st_size != size:
+                os.truncate(found._file, size)  # what is missing reads as zeros, which are no chunk's
+        except OSError:
+            return None
+        found.path, found.labels, found._filled, found._chunk = path, labels, len(labels), seal.chunk_rows
+        found._row = torch.empty(shape, dtype=DTYPES[dtype]) if dtype != "fp32" else None
+        found._seal = seal
+        return found
+
+    def seal(self, producer: str = "") -> None:
+        """All rows are written; with `producer`, a later process may take them up. Raises StorageError."""
+        super().seal()
+        if producer:
+            self._seal = Seal(producer, self.rows, self.shape, self.dtype, self._chunk, self._checksums.all())
+            self._seal.write(self.path)
+
+    def damaged(self) -> list[range]:
+        """Of a sealed boundary, the rows in chunks that are not as they were written: every byte is read."""
+        assert self._seal is not None
+        chunks = damaged_chunks(self._file, self._seal, self.row_bytes)
+        return [range(k * self._chunk, min(self.rows, (k + 1) * self._chunk)) for k in chunks]
+
+    def mend(self, row: int, source: "DiskCache", source_row: int) -> None:
+        """Write `row` anew, as it is in `source`, byte by byte. Raises StorageError, DamagedFileError."""
+        data = bytearray(self.row_bytes)
+        source._fill(memoryview(data), source_row * self.row_bytes)
+        self._put(row, memoryview(data))
 
     def _failed(self, error: OSError) -> StorageError:
         needed = format_size(self.rows * self.row_bytes)
@@ -55,7 +106,11 @@ class DiskCache(BoundaryCache):
         )
 
     def _write(self, start: int, block: Tensor) -> None:
-        data, offset = bytes_of(block), start * self.row_bytes
+        self._put(start, bytes_of(block))
+        self._checksums.add(bytes_of(block))
+
+    def _put(self, start: int, data: memoryview) -> None:
+        offset = start * self.row_bytes
         try:
             while data:
                 count = os.pwrite(self._file, data, offset)
@@ -91,9 +146,13 @@ class DiskCache(BoundaryCache):
                 raise DamagedFileError(f"{self.path} ends at byte {offset}", hint="delete it and resume the run")
             target, offset = target[count:], offset + count
 
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+    def close(self, *, keep: bool = False) -> None:
+        if self._file < 0:
+            return
+        os.close(self._file)
+        self._file = -1
+        if keep and self._seal is not None:
+            return
+        with contextlib.suppress(OSError):  # the seal first: it must not outlive its rows
+            seal_of(self.path).unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)

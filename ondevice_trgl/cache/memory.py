@@ -22,5 +22,5 @@ class MemoryCache(BoundaryCache):
         for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
             out[position].copy_(self._data[index])
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         self._data = torch.empty(0)

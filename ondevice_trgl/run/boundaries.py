@@ -1,5 +1,7 @@
 """The boundary that the module in training reads, and the one that it writes: at most two stand at a time."""
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -15,57 +17,74 @@ SPLITS = ("train", "val", "test")
 class Boundaries:
     """Sources of every split at one boundary, starting at the dataset (boundary 0)."""
 
-    def __init__(self, data: dict[str, Source], tier: str, dtype: str, folder: Path) -> None:
-        self._data = data
-        self._tier, self._dtype, self._folder = tier, dtype, folder
+    def __init__(self, data: Mapping[str, Source], tier: str, dtype: str, folder: Path) -> None:
+        self.data = data
+        self.tier, self.dtype, self.folder = tier, dtype, folder
         self._read: dict[str, BoundaryCache] = {}
         self._written: dict[str, BoundaryCache] = {}
         self.index = 0
         """The boundary that `source` reads: 0 is the dataset, k the output of module k - 1."""
 
     def source(self, split: str) -> Source:
-        return self._read[split] if self.index else self._data[split]
+        return self._read[split] if self.index else self.data[split]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in SPLITS if split in self._data)
+        return tuple(split for split in SPLITS if split in self.data)
 
     def append(self, split: str, shape: tuple[int, ...], activations: Tensor, labels: Tensor) -> None:
         """Add a batch to the next boundary. Raises StorageError."""
         if split not in self._written:
-            self._written[split] = self._new(split, len(self._data[split].labels), shape)
+            self._written[split] = self._new(split, len(self.data[split].labels), shape)
         self._written[split].append(activations, labels)
 
     def _new(self, split: str, rows: int, shape: tuple[int, ...]) -> BoundaryCache:
-        if self._tier == "memory":
-            return MemoryCache(rows, shape, self._dtype)
-        return DiskCache(self._folder / f"boundary-{self.index + 1:03d}-{split}.bin", rows, shape, self._dtype)
+        if self.tier == "memory":
+            return MemoryCache(rows, shape, self.dtype)
+        return DiskCache(self.path(self.index + 1, split), rows, shape, self.dtype)
+
+    def path(self, index: int, split: str) -> Path:
+        """The file of boundary `index`, where it is on disk."""
+        return self.folder / f"boundary-{index:03d}-{split}.bin"
 
     def traffic(self) -> tuple[int, int]:
         """Bytes (read from this boundary, written to the next) so far."""
         read = sum(cache.bytes_read for cache in self._read.values())
         return read, sum(cache.bytes_written for cache in self._written.values())
 
-    def advance(self, by: int = 1) -> None:
-        """What was written, `by` modules further on, becomes what is read; the boundary before is deleted."""
+    def advance(self, by: int = 1, *, producer: str = "") -> None:
+        """What was written, `by` modules further on, becomes what is read; the boundary before is deleted.
+
+        With `producer`, a digest of what put it out, it is sealed for a later sitting to take up. Raises StorageError.
+        """
         for cache in self._written.values():
-            cache.seal()
+            cache.seal(producer)
         _close(self._read)
         self._read, self._written = self._written, {}
         self.index += by
+
+    def take_up(self, index: int, sealed: Mapping[str, BoundaryCache]) -> None:
+        """Read boundary `index` from what an earlier sitting left of every split; what else it left is deleted."""
+        self.close()
+        self._read, self.index = dict(sealed), index
+        kept = {self.path(index, split).stem for split in sealed}
+        for path in self.folder.glob("boundary-*"):
+            if path.stem not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def rewind(self) -> None:
         """Back to the dataset."""
         self.close()
         self.index = 0
 
-    def close(self) -> None:
-        """Delete every activation."""
-        _close(self._read)
+    def close(self, *, keep: bool = False) -> None:
+        """Delete every activation; with `keep`, but for what is sealed and was read."""
+        _close(self._read, keep=keep)
         _close(self._written)
         self._read, self._written = {}, {}
 
 
-def _close(caches: dict[str, BoundaryCache]) -> None:
+def _close(caches: dict[str, BoundaryCache], *, keep: bool = False) -> None:
     for cache in caches.values():
-        cache.close()
+        cache.close(keep=keep)

@@ -43,6 +43,10 @@ class Context:
     budget: Budget
     task: Task
 
+    def at(self, index: int) -> None:
+        """Let the progress say that module `index` is at work."""
+        self.progress.module, self.progress.module_name = index, self.partition.modules[index].label
+
     def load(self, index: int) -> None:
         """Fill module `index` and its head from disk. Raises BudgetExceededError, DamagedFileError."""
         self.budget.attempt(

@@ -1,12 +1,13 @@
 """The run itself: for each lap, for each module: load, train on the boundary before it, write its own, evict."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
+from ondevice_trgl.run.lineage import Lineage, take_up
 from ondevice_trgl.run.module_run import ModuleRun
 from ondevice_trgl.run.stalled import has_stalled
 from ondevice_trgl.run.stepper import Pressure
@@ -26,6 +27,12 @@ class Scheduler:
     """The module that was the last to be trained, where deeper ones no longer helped."""
     _lowest: dict[int, Rung] = field(default_factory=dict)
     """Rungs that modules had to go down to."""
+    _looked: bool = False
+    """Whether this sitting has looked for what an earlier one left."""
+
+    @cached_property
+    def _lineage(self) -> Lineage:
+        return Lineage(self.context)
 
     def fit(self) -> None:
         """Train from wherever the store says that the run stands. Raises Paused after a requested pause."""
@@ -62,17 +69,22 @@ class Scheduler:
     def _reach(self, index: int) -> None:
         """Bring the boundary in front of module `index` back, where a resumed run lacks it."""
         context = self.context
+        if not self._looked:
+            self._looked = True
+            if context.boundaries.index < index:
+                take_up(context, self._lineage, index)
         while context.boundaries.index < index:
             before = context.boundaries.index
+            context.at(before)
             context.load(before)
             rung = rung_within(context.plan.ladders[before], context.budget.room)
             context.sweep(before, context.objective(before, rung), context.buffer(before, rung), write=True)
             context.evict(before)
-            context.boundaries.advance()
+            self._advance()
 
     def _train(self, lap: int, index: int) -> None:
         context, progress, budget = self.context, self.context.progress, self.context.budget
-        progress.module, progress.module_name = index, context.partition.modules[index].label
+        context.at(index)
         progress.stage = self._stage(index)
         progress.module_epochs = context.warm_epochs(index, lap) + context.epochs(index)
         progress.enter("load", 0)
@@ -98,7 +110,11 @@ class Scheduler:
         if index == len(context.heads) - 1:
             context.boundaries.rewind()
         else:
-            context.boundaries.advance()
+            self._advance()
+
+    def _advance(self) -> None:
+        boundaries = self.context.boundaries
+        boundaries.advance(producer=self._lineage.of(boundaries.index + 1) if boundaries.tier == "disk" else "")
 
     def _stage(self, index: int) -> int:
         """Of the stretches that a lap goes through, the one of module `index`."""

@@ -79,6 +79,7 @@ class Session:
         scheduler.peak_outside = max(so_far, (before.measured_peak_bytes or 0) if before else 0)
         seconds_before = before.seconds.total if before else 0.0
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
+        completed = False
         try:
             self.budget.start(p.plan.floor_bytes)
             scheduler.checkpointer.restore_callbacks()
@@ -88,6 +89,7 @@ class Session:
                 p.store.assemble(p.run.model, p.aliases, p.record.metadata)
                 p.run.drop_staged()
             progress.call("on_fit_end")
+            completed = True
             return self._report(scheduler, seconds_before, "completed")
         except Paused:
             return self._report(scheduler, seconds_before, "paused", "a pause was requested")
@@ -104,8 +106,9 @@ class Session:
             raise error
         finally:
             self.budget.end()
-            boundaries.close()
-            p.run.clear_cache(p.config.cache_dir)
+            boundaries.close(keep=not completed)  # the next sitting goes on from it
+            if completed:
+                p.run.clear_cache(p.config.cache_dir)
             evict(*p.partition.modules, *p.heads)
             release_memory()
 
