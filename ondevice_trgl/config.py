@@ -31,7 +31,7 @@ LR_SCHEDULES = ("cosine", "constant", "step")
 MOST_WARMUP = 0.9
 PRECISIONS = ("fp32", "bf16", "auto")
 CACHE_TIERS = ("auto", "memory", "disk")
-CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16")
+CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "full", "skip")
 EPOCHS_RULES = ("constant", "deeper", "paper")
@@ -150,7 +150,7 @@ class TrainConfig(Checked):
     cache_limit: str | int | None = setting(None, checks.size)
     """Most bytes that the cache may take on disk."""
     cache_dtype: str = setting("auto", checks.one_of(*CACHE_DTYPES))
-    """auto is fp32, or bf16 where that would not fit `cache_limit`."""
+    """auto is fp32, or bf16, or int8, where that would not fit `cache_limit`. Where much would be lost, a wider one."""
     enforce: bool = setting(True, checks.switch)
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ondevice_trgl.cache.codec import Codec
 
 
 class BoundaryCache(ABC):
@@ -21,12 +21,12 @@ class BoundaryCache(ABC):
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         self.rows, self.shape, self.dtype = rows, shape, dtype
         self.labels = torch.empty(rows, dtype=torch.int64)
+        self.codec = Codec(dtype, shape)
+        self.row_bytes = self.codec.row_bytes
+        self.lost = 0.0
+        """Most of what `Codec.error` found, in a row of each batch that was added."""
         self.bytes_read = self.bytes_written = 0
         self._filled = 0
-
-    @property
-    def row_bytes(self) -> int:
-        return row_bytes(self.shape, self.dtype)
 
     def append(self, activations: Tensor, labels: Tensor) -> None:
         """Add activations (n, *shape) of any float dtype and labels (n,) or (n, T). Raises StorageError."""
@@ -34,7 +34,9 @@ class BoundaryCache(ABC):
         if not start and labels.is_floating_point():
             self.labels = labels.new_empty((self.rows, *labels.shape[1:]))
         self.labels[start:stop] = labels
-        self._write(start, activations.detach().to(DTYPES[self.dtype]).contiguous())
+        if len(labels):
+            self.lost = max(self.lost, self.codec.error(activations[0]))
+        self._write(start, self.codec.encode(activations))
         self.bytes_written += len(labels) * self.row_bytes
         self._filled = stop
 
@@ -49,7 +51,8 @@ class BoundaryCache(ABC):
         return self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
     @abstractmethod
-    def _write(self, start: int, block: Tensor) -> None: ...
+    def _write(self, start: int, block: Tensor) -> None:
+        """Keep encoded rows, uint8 (n, row_bytes), from row `start` on."""
 
     @abstractmethod
     def _read(self, indices: Sequence[int], out: Tensor) -> None: ...
@@ -65,11 +68,3 @@ class BoundaryCache(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def row_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of one sample's activation as it is kept."""
-    size = DTYPES[dtype].itemsize
-    for side in shape:
-        size *= side
-    return size

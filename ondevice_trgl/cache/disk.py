@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.cache.base import DTYPES, BoundaryCache, row_bytes
+from ondevice_trgl.cache.base import BoundaryCache
+from ondevice_trgl.cache.codec import Codec
 from ondevice_trgl.cache.seal import Checksums, Seal, chunk_rows, damaged_chunks, seal_of
 from ondevice_trgl.errors import DamagedFileError, StorageError
 from ondevice_trgl.units import format_size
@@ -49,7 +50,7 @@ class DiskCache(BoundaryCache):
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 self.close()
                 raise self._failed(error) from error
-        self._row = torch.empty(shape, dtype=DTYPES[dtype]) if dtype != "fp32" else None
+        self._row = torch.empty(self.row_bytes, dtype=torch.uint8)
         self._chunk = chunk_rows(self.row_bytes)
         self._checksums = Checksums(self._chunk * self.row_bytes)
 
@@ -59,14 +60,16 @@ class DiskCache(BoundaryCache):
     ) -> "DiskCache | None":
         """The boundary that was sealed at `path`, of the samples of `labels`; None where that is no such one.
 
-        Its rows may be damaged, see `damaged`.
+        It is kept as `dtype`, or wider. Its rows may be damaged, see `damaged`.
         """
-        seal, size = Seal.read(path), len(labels) * row_bytes(shape, dtype)
-        expected = (producer, len(labels), shape, dtype, chunk_rows(row_bytes(shape, dtype)))
-        if seal is None or (seal.producer, seal.rows, seal.shape, seal.dtype, seal.chunk_rows) != expected:
+        seal = Seal.read(path)
+        if seal is None or seal.dtype not in Codec(dtype, shape).and_wider():
             return None
-        found = cls.__new__(cls)
-        BoundaryCache.__init__(found, len(labels), shape, dtype)
+        row = Codec(seal.dtype, shape).row_bytes
+        if (seal.producer, seal.rows, seal.shape, seal.chunk_rows) != (producer, len(labels), shape, chunk_rows(row)):
+            return None
+        found, size = cls.__new__(cls), len(labels) * row
+        BoundaryCache.__init__(found, len(labels), shape, seal.dtype)
         try:
             found._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if os.fstat(found._file).st_size != size:
@@ -74,7 +77,7 @@ class DiskCache(BoundaryCache):
         except OSError:
             return None
         found.path, found.labels, found._filled, found._chunk = path, labels, len(labels), seal.chunk_rows
-        found._row = torch.empty(shape, dtype=DTYPES[dtype]) if dtype != "fp32" else None
+        found._row = torch.empty(row, dtype=torch.uint8)
         found._seal = seal
         return found
 
@@ -119,9 +122,9 @@ class DiskCache(BoundaryCache):
             raise self._failed(error) from error
 
     def _read(self, indices: Sequence[int], out: Tensor) -> None:
-        # fp32 rows go straight into `out`, narrower ones through one row of their own dtype; runs of neighbouring
-        # rows (validation, caching) become one call
-        if self._row is None and out.dtype == torch.float32 and out.is_contiguous() and out.device.type == "cpu":
+        # fp32 rows go straight into `out`, others through one row as it is kept; runs of neighbouring rows (validation,
+        # caching) become one call
+        if self.dtype == "fp32" and out.dtype == torch.float32 and out.is_contiguous() and out.device.type == "cpu":
             target, position = bytes_of(out), 0
             while position < len(indices):
                 run = 1
@@ -131,10 +134,9 @@ class DiskCache(BoundaryCache):
                 self._fill(target[begin:end], indices[position] * self.row_bytes)
                 position += run
             return
-        row = self._row if self._row is not None else torch.empty(self.shape, dtype=DTYPES[self.dtype])
         for position, index in enumerate(indices):
-            self._fill(bytes_of(row), index * self.row_bytes)
-            out[position].copy_(row)
+            self._fill(bytes_of(self._row), index * self.row_bytes)
+            self.codec.decode(self._row, out[position])
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ondevice_trgl.cache.base import DTYPES, BoundaryCache
+from ondevice_trgl.cache.base import BoundaryCache
 
 
 class MemoryCache(BoundaryCache):
@@ -13,14 +13,14 @@ class MemoryCache(BoundaryCache):
 
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         super().__init__(rows, shape, dtype)
-        self._data = torch.empty((rows, *shape), dtype=DTYPES[dtype])
+        self._data = torch.empty((rows, self.row_bytes), dtype=torch.uint8)
 
     def _write(self, start: int, block: Tensor) -> None:
         self._data[start : start + len(block)] = block
 
     def _read(self, indices: Sequence[int], out: Tensor) -> None:
         for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
-            out[position].copy_(self._data[index])
+            self.codec.decode(self._data[index], out[position])
 
     def close(self, *, keep: bool = False) -> None:
         self._data = torch.empty(0)

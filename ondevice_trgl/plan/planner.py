@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from ondevice_trgl.cache.base import row_bytes
+from ondevice_trgl.cache.codec import NARROWER, row_bytes
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.bounds import balance, check_count, named_bounds
@@ -77,7 +77,7 @@ def make_plan(
         raise UsageError(
             f"every plan within the budget caches {format_size(least_cache)} or more on disk, "
             f"the limit is {format_size(config.cache_limit_bytes or 0)}",
-            hint="raise --cache-limit, or lower the need: --cache-dtype bf16, --train-limit, --image-size",
+            hint="raise --cache-limit, or lower the need: --cache-dtype int8, --train-limit, --image-size",
         )
     smallest = planner.smallest()
     needs = [planner.fewest.worst(a, b) for a, b in pairwise(smallest.bounds)]
@@ -108,7 +108,7 @@ class Planner:
         self.parallel = config.schedule == "parallel"
         self.cache_tier = "disk" if config.cache == "auto" else config.cache
         # as long as there is room, nothing is rounded
-        self.cache_dtypes = ("fp32", "bf16") if config.cache_dtype == "auto" else (config.cache_dtype,)
+        self.cache_dtypes = NARROWER if config.cache_dtype == "auto" else (config.cache_dtype,)
         widest = max((row_bytes(a.out_shape, self.cache_dtypes[0]) for a in chain.segments[:-1]), default=0)
         # two boundaries stand at a time: the one that is read and the one that is written
         self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0

@@ -29,12 +29,28 @@ def memory_notes(report: Report) -> list[str]:
     notes += [_pressed(one) for one in report.pressure[:_MOST]]
     if len(report.pressure) > _MOST:
         notes.append(f"and {len(report.pressure) - _MOST} more times")
+    notes += _kept(report)
     for name, words in _EVENTS.items():
         if times := report.system.get("memory_events", {}).get(name, 0):
             notes.append(f"the container {words} {times} {'time' if times == 1 else 'times'}")
     stalled = report.system.get("stall_seconds") or 0.0
     if stalled >= _NOTABLE_STALL:
         notes.append(f"something waited for memory for {stalled:.1f} s ({report.system.get('stall_meter')})")
+    return notes
+
+
+def _kept(report: Report) -> list[str]:
+    """What the number format of the cache lost, where it lost anything, and where another was taken."""
+    kept = [(k, one.cache_dtype, one.cache_error) for k, one in enumerate(report.modules) if one.cache_error]
+    asked = report.plan.cache.dtype
+    notes = [
+        f"what module {k} puts out was kept in {dtype}: {asked} would have lost too much of it"
+        for k, dtype, _ in kept
+        if dtype != asked
+    ]
+    if kept:
+        _, dtype, error = max(kept, key=lambda one: one[2] or 0.0)
+        notes.append(f"the cache lost {100 * (error or 0.0):.2g} % of the values at most, in {dtype}")
     return notes
 
 

@@ -73,6 +73,10 @@ class ModuleReport:
     train_seconds: float | None = None
     cache_read_bytes: int | None = None
     cache_write_bytes: int | None = None
+    cache_dtype: str | None = None
+    """Number format in which its boundary was kept, wider than asked for where too much would have been lost."""
+    cache_error: float | None = None
+    """Share of the boundary's size (root mean square) that was lost by that, in a sample of each batch, at most."""
     train_loss: float | None = None
     """Task loss of the last epoch, mean over samples."""
     transport_cost: float | None = None

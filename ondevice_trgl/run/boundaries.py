@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ondevice_trgl.cache.base import BoundaryCache
+from ondevice_trgl.cache.codec import codec_for
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.cache.memory import MemoryCache
 from ondevice_trgl.run.batches import Source
@@ -35,17 +36,30 @@ class Boundaries:
     def append(self, split: str, shape: tuple[int, ...], activations: Tensor, labels: Tensor) -> None:
         """Add a batch to the next boundary. Raises StorageError."""
         if split not in self._written:
-            self._written[split] = self._new(split, len(self.data[split].labels), shape)
+            rows, dtype = len(self.data[split].labels), self._dtype_for(activations)
+            self._written[split] = self._new(split, rows, shape, dtype)
         self._written[split].append(activations, labels)
 
-    def _new(self, split: str, rows: int, shape: tuple[int, ...]) -> BoundaryCache:
+    def _dtype_for(self, activations: Tensor) -> str:
+        """That of the first split, or what its first batch stands; in memory there is no room for a wider one."""
         if self.tier == "memory":
-            return MemoryCache(rows, shape, self.dtype)
-        return DiskCache(self.path(self.index + 1, split), rows, shape, self.dtype)
+            return self.dtype
+        known = next((cache.dtype for cache in self._written.values()), None)
+        return known or codec_for(self.dtype, activations).dtype
+
+    def _new(self, split: str, rows: int, shape: tuple[int, ...], dtype: str) -> BoundaryCache:
+        if self.tier == "memory":
+            return MemoryCache(rows, shape, dtype)
+        return DiskCache(self.path(self.index + 1, split), rows, shape, dtype)
 
     def path(self, index: int, split: str) -> Path:
         """The file of boundary `index`, where it is on disk."""
         return self.folder / f"boundary-{index:03d}-{split}.bin"
+
+    def kept_as(self) -> tuple[str, float]:
+        """(number format, share that was lost at most, see `Codec.error`) of what was written of the next boundary."""
+        dtype = next((cache.dtype for cache in self._written.values()), self.dtype)
+        return dtype, max((cache.lost for cache in self._written.values()), default=0.0)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes (read from this boundary, written to the next) so far."""

@@ -17,6 +17,10 @@ class Measured:
     cache_seconds: float = 0.0
     cache_read_bytes: int = 0
     cache_write_bytes: int = 0
+    cache_dtype: str | None = None
+    """Number format in which its boundary was kept; None where it has none."""
+    cache_error: float | None = None
+    """What of the boundary was lost by that: root mean square by that of the values, at most."""
     epochs_done: float = 0.0
     train_loss: float | None = None
     transport_cost: float | None = None

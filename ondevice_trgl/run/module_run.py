@@ -215,6 +215,8 @@ class ModuleRun:
         swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=not last)
         measured.cache_seconds += time.perf_counter() - started
         measured.cache_write_bytes += boundaries.traffic()[1]
+        if not last:
+            measured.cache_dtype, measured.cache_error = boundaries.kept_as()
         measured.cache_read_bytes += boundaries.traffic()[0] - read
         measured.train_accuracy = context.progress.train_accuracy = swept.accuracy.get("train")
         measured.val_accuracy = context.progress.val_accuracy = swept.accuracy.get("val")

@@ -153,6 +153,8 @@ def _module_report(index: int, name: str, plan: Plan, measured: Measured) -> Mod
         train_seconds=measured.train_seconds if started else None,
         cache_read_bytes=measured.cache_read_bytes if started else None,
         cache_write_bytes=measured.cache_write_bytes if started else None,
+        cache_dtype=measured.cache_dtype,
+        cache_error=measured.cache_error,
         train_loss=measured.train_loss,
         transport_cost=measured.transport_cost,
         multiplier=measured.multiplier,

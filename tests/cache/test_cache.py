@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ondevice_trgl.cache.base import BoundaryCache, row_bytes
+from ondevice_trgl.cache.base import BoundaryCache
+from ondevice_trgl.cache.codec import row_bytes
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.cache.memory import MemoryCache
 from ondevice_trgl.errors import DamagedFileError, StorageError

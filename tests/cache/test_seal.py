@@ -52,13 +52,20 @@ def test_a_sealed_boundary_is_taken_up_as_it_was_written(dtype: str, tmp_path: P
         {"producer": "another"},
         {"shape": (3, 64, 65)},
         {"shape": (64, 64, 3)},
-        {"dtype": "bf16"},
         {"labels": LABELS[:-1]},
     ],
 )
 def test_a_foreign_boundary_is_not_taken_up(other: dict[str, Any], tmp_path: Path) -> None:
     written(tmp_path / "b.bin")
     assert found(tmp_path / "b.bin", **other) is None
+
+
+def test_one_that_is_kept_narrower_is_not_taken_up_and_a_wider_one_is(tmp_path: Path) -> None:
+    written(tmp_path / "b.bin", "bf16")
+    assert found(tmp_path / "b.bin", "fp32") is None
+    wider = found(tmp_path / "b.bin", "int8")
+    assert wider is not None
+    wider.close()
 
 
 def test_one_that_was_not_sealed_or_is_being_written_anew_is_not_taken_up(tmp_path: Path) -> None:

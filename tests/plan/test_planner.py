@@ -212,7 +212,7 @@ def test_cache_bytes_are_the_two_boundaries_that_stand_at_one_time() -> None:
 
 
 def test_a_cache_limit_that_no_plan_keeps_is_refused_with_the_least_bytes() -> None:
-    with pytest.raises(UsageError, match="caches 31 MiB or more on disk") as caught:
+    with pytest.raises(UsageError, match="caches 16 MiB or more on disk") as caught:
         plan(GENEROUS, cache_limit="1MB")
     assert "--cache-limit" in caught.value.hint
 

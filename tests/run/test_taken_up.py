@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from ondevice_trgl import Callback, RunState
+from ondevice_trgl.report.memory import memory_notes
 from tests.run.conftest import At, CrashError, Fit, crash, net, samples
 from tests.run.test_resume import STEPS, Whole, pause
 
@@ -156,3 +157,14 @@ def test_a_random_dataset_is_not_taken_for_the_one_before(fit: Fit) -> None:
     stopped(fit, train=Drawn(*samples(26).tensors))
     fit("part", model=net(), resume=True, train=Drawn(*samples(26).tensors))
     assert not events(fit, "taken_up")
+
+
+def test_an_int8_cache_is_taken_up_and_the_report_says_what_was_lost(fit: Fit, whole: Whole) -> None:
+    stopped(fit, cache_dtype="int8")
+    report = fit("part", resume=True, cache_dtype="int8")
+    assert fit.weights("part") == whole(cache_dtype="int8") != whole()
+    lost = [module.cache_error for module in report.modules]
+    assert [module.cache_dtype for module in report.modules] == ["int8"] * 3
+    assert all(error is not None and 0 < error < 0.01 for error in lost)
+    assert any(note.startswith("the cache lost 0.") for note in memory_notes(report))
+    assert report.modules[0].cache_write_bytes == (26 + 9 + 9) * (6 * 36 + 6 * 8)
