@@ -29,6 +29,7 @@ from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.evaluation import Evaluation
 from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
 from ondevice_trgl.run.inputs import check_ids
+from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.opening import fresh_head, network_of, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
@@ -267,5 +268,5 @@ def _scratch(run: RunDir, cache_dir: str | Path | None) -> Iterator[Path]:
         raise StorageError(
             f"{place} cannot be written: {error.strerror}", hint="copy the run to a folder that can"
         ) from error
-    with folder as path:
+    with folder as path, held(Path(path)), held(run.path / RECORD, shared=True):
         yield Path(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ondevice_trgl.cli import profiles
+from ondevice_trgl.cli import profiles, runs
 from ondevice_trgl.cli.compare import run_compare
 from ondevice_trgl.cli.env import run_env
 from ondevice_trgl.cli.evaluate import run_evaluate
@@ -68,6 +68,7 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
 """Name, what it runs, its options, an example of them, and where `--help` lists it."""
 for name, command, options, example, panel in COMMANDS:
     app.command(name, rich_help_panel=panel)(takes(*options, example=f"{name} {example}".strip())(command))
+app.add_typer(runs.app, name="runs", rich_help_panel="Use a run")
 app.add_typer(profiles.app, name="profiles", rich_help_panel="This machine")
 
 

@@ -253,6 +253,9 @@ _declare(_P, "top", str, "--top N", "Classes to show for each picture.", default
 _declare(
     _P, "pareto", bool, "--pareto", "List the choices that no other beats in memory, time and disk.", default=False
 )
+_declare(_P, "cache_alone", bool, "--cache", "The boundary cache and leftovers alone, which is usual.", default=False)
+_declare(_P, "everything", bool, "--all", "The whole run: weights, plan and report too.", default=False)
+_declare(_P, "yes", bool, "--yes", "Do not ask before --all.", default=False)
 _add("run", str, typer.Argument(metavar="RUN", help="Run directory.", show_default=False))
 _add(
     "paths",
@@ -260,6 +263,17 @@ _add(
     typer.Argument(metavar="FILE|FOLDER...", help="Pictures, or folders of them.", show_default=False),
 )
 _add("name", str, typer.Argument(metavar="NAME", help="Profile name or file.", show_default=False))
+_add(
+    "folders",
+    list[str] | None,
+    typer.Argument(metavar="[FOLDER...]", help="Folders to look in. (default: runs/)", show_default=False),
+    None,
+)
+_add(
+    "runs",
+    list[str],
+    typer.Argument(metavar="RUN|FOLDER...", help="Run directories, or folders of some.", show_default=False),
+)
 
 OUTPUT = ("json", "verbose", "no_color")
 RUNNING = ("allocator", "progress", "quiet")

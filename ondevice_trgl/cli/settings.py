@@ -14,6 +14,9 @@ from ondevice_trgl.units import format_size
 if TYPE_CHECKING:
     from ondevice_trgl.job import Job
 
+RUNS = Path("runs")
+"""Where runs go that are given no folder."""
+
 
 def resolve_settings(given: Mapping[str, Any]) -> Resolved:
     """Flag over config file over profile over default.
@@ -90,10 +93,10 @@ def run_directory(given: Mapping[str, Any], workload: Workload) -> Path:
     kind, _, rest = workload.data.partition(":")
     data = f"{kind}-{Path(rest).name}" if kind in IN_FILES else workload.data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{workload.model}-{data}").strip(".-")[:80] or "run"
-    path, number = Path("runs") / name, 1
+    path, number = RUNS / name, 1
     while path.exists():
         number += 1
-        path = Path("runs") / f"{name}-{number}"
+        path = RUNS / f"{name}-{number}"
     return path
 
 

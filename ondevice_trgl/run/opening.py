@@ -28,6 +28,7 @@ from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.batches import Source, check_labels, mix
 from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
+from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
 from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
@@ -140,9 +141,12 @@ def open_run(
     """An existing run, for `model` or its chain, or by its blueprint where that is None.
 
     `config` is what the caller asks for now; without one, what the run was made with. The budget may be another.
-    Raises RunDirError where model, data or settings are others, or there is no blueprint; DamagedFileError.
+    Raises RunDirError where model, data or settings are others, there is no blueprint, or a living process trains it;
+    DamagedFileError.
     """
     run = RunDir.open(path)
+    with held(path):
+        pass  # before anything there is changed; the session then keeps it
     record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
     store = ModuleStore(run.modules, run.staged)
     store.recover()

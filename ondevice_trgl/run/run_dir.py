@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
+from ondevice_trgl.run.lock import held
 
 T = TypeVar("T")
 FORMAT = 2
@@ -73,6 +74,11 @@ class RunDir:
         weights = self.path / WEIGHTS
         return weights if weights.is_file() else self.model
 
+    def files(self) -> list[Path]:
+        """Files and folders of a run that are here, the record last, as without it this is no run."""
+        ours = (entry for entry in self.path.iterdir() if _is_ours(entry.name))
+        return sorted(ours, key=lambda entry: (entry.name == RECORD, entry.name))
+
     @classmethod
     def check(cls, path: Path, *, force: bool) -> None:
         """Raises RunDirError where `create` would. Changes nothing."""
@@ -90,6 +96,8 @@ class RunDir:
                         f"{path} is not a run directory, and --force replaces only those",
                         hint="empty it yourself, or choose another --run-dir",
                     )
+                with held(path):
+                    pass
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
             raise RunDirError(
@@ -102,9 +110,7 @@ class RunDir:
         cls.check(path, force=force)
         try:
             if path.exists():
-                for entry in path.iterdir():
-                    if not _is_ours(entry.name):
-                        continue
+                for entry in cls(path).files():
                     if entry.is_dir() and not entry.is_symlink():
                         shutil.rmtree(entry)
                     else:

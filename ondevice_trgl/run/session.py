@@ -26,6 +26,7 @@ from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.guards import last_report
+from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.opening import Opened
 from ondevice_trgl.run.parallel import Parallel
@@ -60,7 +61,14 @@ class Session:
         self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal, ask=self.ask)
 
     def run(self) -> Report:
-        """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed"."""
+        """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed".
+
+        Raises RunDirError, and leaves everything as it is, where another process trains it.
+        """
+        with held(self.opened.run.path):
+            return self._run()
+
+    def _run(self) -> Report:
         p = self.opened
         before = last_report(p.run)
         boundaries = Boundaries(

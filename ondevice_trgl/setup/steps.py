@@ -27,6 +27,7 @@ from ondevice_trgl.model.names import check_model_name
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, ask
 from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, scratch_beside
 from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
 
@@ -47,7 +48,7 @@ def staging_folder(run_dir: Path) -> Iterator[Path]:
         scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
     except OSError as error:
         raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
-    with scratch as folder:
+    with scratch as folder, held(Path(folder)):
         yield Path(folder)
 
 

@@ -38,6 +38,8 @@ COMMANDS = (
     "report",
     "export",
     "env",
+    "runs ls",
+    "runs clean",
     "profiles ls",
     "profiles show",
 )

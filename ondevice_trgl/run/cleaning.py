@@ -1,0 +1,81 @@
+"""What a run holds on disk and can do without, removed: its boundary cache, what killed processes left, or all."""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ondevice_trgl.errors import StorageError
+from ondevice_trgl.run.inventory import Run, weighed
+from ondevice_trgl.run.lock import held, is_held
+from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
+
+COMMITTED = "committed"
+"""In modules/: what is pending there is to be kept, see `model.store`."""
+_CACHED = ("boundary-*", "mending", "optimizer-*", "*.tmp")
+"""What we write into the folder of a cache."""
+
+
+def clean(run: Run, *, everything: bool = False) -> int:
+    """Remove the boundary cache of `run` and what killed processes left in it; with `everything`, all its files.
+
+    Returns the bytes freed. The run can be resumed, as long as not everything is gone: boundaries are made again. Files
+    that are not of a run stay. Raises RunDirError, before anything is removed, where a living process works on the run;
+    StorageError.
+    """
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(held(run.path))
+        locks.enter_context(held(run.path / RECORD))  # who evaluates it shares this
+        freed = sum(_remove(path) for path in _spare(run))
+        for folder in run.caches:
+            if not folder.is_symlink():
+                _drop_empty(folder)
+        if everything:
+            freed += sum(_remove(path) for path in RunDir(run.path).files())
+            _drop_empty(run.path)
+        return freed
+
+
+def clean_scratch(folder: Path) -> int:
+    """Remove temporary folders in `folder` whose process is gone; returns the bytes freed. Raises StorageError."""
+    return sum(_remove(path) for path in _abandoned(folder))
+
+
+def _spare(run: Run) -> Iterator[Path]:
+    for folder in run.caches:
+        for pattern in _CACHED:
+            yield from sorted(folder.glob(pattern))
+        yield from _abandoned(folder.parent)
+    modules = RunDir(run.path).modules
+    yield from _torn(run.path.iterdir())
+    yield from _torn(modules.glob("*"))
+    if not (modules / COMMITTED).is_file():
+        yield from sorted(modules.glob("*.pending"))
+
+
+def _torn(entries: Iterable[Path]) -> list[Path]:
+    """Files that were being written: each would have been moved to its place, without the dot and the suffix."""
+    return sorted(path for path in entries if path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def _abandoned(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{SCRATCH}*") if path.is_dir() and not is_held(path))
+
+
+def _remove(path: Path) -> int:
+    size = sum(size for size, _ in weighed(path))
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot remove {error.filename or path}: {error.strerror}", hint="see who owns it"
+        ) from error
+    return size
+
+
+def _drop_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
