@@ -28,6 +28,8 @@ class Job:
     """The budget as it was stated; that of `config` is in bytes, as of when the job began."""
     why_budget: str = ""
     """Why the two differ, in words; empty where they do not."""
+    flash_endurance_bytes: int | None = None
+    """That the device's flash memory stands to be written, by its profile."""
     allocator: str = "system"
     """The settings of the C allocator that the caller has made, for child processes to have the same."""
 
@@ -61,6 +63,7 @@ class Job:
             "command": self.command,
             "stated": self.stated,
             "why_budget": self.why_budget,
+            "flash_endurance_bytes": self.flash_endurance_bytes,
             "allocator": self.allocator,
         }
 

@@ -7,6 +7,7 @@ SCHEMA: dict[str, Any] = {
     "schema_version": WHOLE, "status": TEXT, "run_dir": TEXT,
     "budget_bytes": WHOLE, "budget_kind": TEXT, "meter": TEXT, "floor_bytes": WHOLE,
     "predicted_peak_bytes": WHOLE, "measured_peak_bytes": WHOLE,
+    "predicted_write_bytes": WHOLE, "written_bytes": WHOLE,
     "plan": {
         "num_modules": WHOLE, "schedule": TEXT, "laps": WHOLE, "batch_size": WHOLE, "micro_batch_size": WHOLE,
         "grad_accum_steps": WHOLE, "activation_checkpointing": bool, "optimizer": TEXT,

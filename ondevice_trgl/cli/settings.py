@@ -102,8 +102,10 @@ def run_directory(given: Mapping[str, Any], workload: Workload) -> Path:
 
 def make_job(given: Mapping[str, Any], resolved: Resolved, *, command: str) -> "Job":
     """The Job that the flags describe."""
+    from ondevice_trgl.device.profile import load_profile
     from ondevice_trgl.job import Job
 
+    profile = load_profile(given["profile"]) if given.get("profile") is not None else None
     return Job(
         workload=resolved.workload,
         config=resolved.config,
@@ -112,6 +114,7 @@ def make_job(given: Mapping[str, Any], resolved: Resolved, *, command: str) -> "
         baseline=given["baseline"],
         command=command,
         allocator=given["allocator"],
+        flash_endurance_bytes=profile.flash_endurance_bytes if profile else None,
     )
 
 

@@ -28,6 +28,8 @@ class DeviceProfile:
     disk_write_bytes_per_second: int | None
     disk_quota_bytes: int | None
     """Most that the activation cache may take."""
+    flash_endurance_bytes: int | None = None
+    """That its flash memory stands to be written in all (TBW), where a source says so."""
     threads: int
     device: str
     """cpu | cuda: where training runs on this machine."""
@@ -132,10 +134,12 @@ _KEYS: Mapping[str, Callable[[Any], str | None]] = {
     "disk_read_per_second": _size,
     "disk_write_per_second": _size,
     "disk_quota": _size,
+    "flash_endurance": _size,
     "threads": _threads,
     "device": _device,
     "sources": _sources,
 }
+_OPTIONAL = ("flash_endurance",)
 
 
 def _read(path: Path) -> DeviceProfile:
@@ -158,6 +162,7 @@ def _read(path: Path) -> DeviceProfile:
         disk_read_bytes_per_second=parse_size(table["disk_read_per_second"]),
         disk_write_bytes_per_second=parse_size(table["disk_write_per_second"]),
         disk_quota_bytes=parse_size(table["disk_quota"]),
+        flash_endurance_bytes=parse_size(table["flash_endurance"]) if "flash_endurance" in table else None,
         threads=table["threads"],
         device=table["device"],
         sources=tuple(table["sources"]),
@@ -172,7 +177,7 @@ def _faults(table: Mapping[str, Any]) -> list[str]:
             faults.append(f"{key}: no such key" + (f"; did you mean {near[0]!r}?" if near else ""))
     for key, check in _KEYS.items():
         if key not in table:
-            faults.append(f"{key}: missing")
+            faults += [f"{key}: missing"] * (key not in _OPTIONAL)
         elif reason := check(table[key]):
             faults.append(f"{key} = {table[key]!r}: {reason}")
     sizes_readable = all(key in table and _size(table[key]) is None for key in ("ram", "reserve"))

@@ -65,6 +65,8 @@ class ModuleStore:
         fresh_head: Callable[[int], nn.Module | None] = lambda index: None,
     ) -> None:
         self.folder, self.staged, self._fresh_head = folder, staged, fresh_head
+        self.written_bytes = 0
+        """To disk, since this store was made."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, index: int) -> Path:
@@ -97,7 +99,13 @@ class ModuleStore:
         for prefix, extra in (("optim.", optim), ("run.", run)):
             tensors |= {prefix + name: tensor for name, tensor in (extra or {}).items()}
         path = self._pending(index) if pending else self.path(index)
-        return write_tensors(path, tensors, {"position": json.dumps(position)})
+        size = write_tensors(path, tensors, {"position": json.dumps(position)})
+        self.wrote(size)
+        return size
+
+    def wrote(self, size: int) -> None:
+        """Count bytes that someone else writes for a module."""
+        self.written_bytes += size
 
     def commit(self) -> None:
         """Let everything that is pending be the modules', all of it or none. Raises StorageError."""
@@ -177,7 +185,9 @@ class ModuleStore:
             if (place := self._newest(names, places)) is None:
                 raise DamagedFileError(f"{self.folder} lacks {name}", hint="the run was made with another model")
             sources[name] = place
-        return copy_tensors(path, sources, metadata)
+        size = copy_tensors(path, sources, metadata)
+        self.wrote(size)
+        return size
 
     def position(self, index: int) -> dict[str, Any]:
         """What was saved as the position of module `index`, empty where nothing was; no tensor is read."""

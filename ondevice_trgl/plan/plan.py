@@ -78,6 +78,8 @@ class Plan:
     """Taken at most by the processes that set the run up, before it trains."""
     breakdowns: tuple[tuple[Breakdown, ...], ...] = ()
     """Of each rung of `ladders`, in the same order; () in plans from before there were any."""
+    write_bytes: int | None = None
+    """What an undisturbed run writes to disk, see `plan.writes`; None in plans from before that was known."""
     pareto: tuple[Choice, ...] = ()
     """The choices that no other beats in predicted bytes, seconds an epoch and disk bytes."""
 
@@ -101,6 +103,7 @@ class Plan:
             f" batch {self.batch_size} = {self.micro_batch_size} x {self.grad_accum_steps}",
             f"predicted peak {format_size(self.peak_bytes)} of {format_size(self.budget_bytes)} (by module: {peaks})",
             f"end-to-end would need {format_size(self.end_to_end_bytes)}",
+            *([] if self.write_bytes is None else [f"the run writes {format_size(self.write_bytes)} to disk"]),
             *self.reasons,
         ]
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from ondevice_trgl.report.text import (
     baseline_notes,
     budget_line,
     comparison_table,
+    disk_line,
     gain_line,
     input_lines,
     module_table,
@@ -118,6 +119,7 @@ def to_html(report: Report) -> str:
                     "against end-to-end": gain_line(report),
                     "stopped": stopped_line(report),
                     "time": seconds_line(report),
+                    "disk": disk_line(report),
                 }
             ),
         ),

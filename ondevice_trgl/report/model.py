@@ -195,6 +195,13 @@ class Report:
     """What the system counted in the last sitting: `memory_events` of the process's cgroup (high, max, oom, oom_kill),
     `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so."""
 
+    predicted_write_bytes: int | None = None
+    """That an undisturbed run writes to disk: weights, boundaries, modules, spilled optimizer state; checkpoints in
+    mid-training come on top."""
+    written_bytes: int | None = None
+    """That the run wrote to disk, of the same and its checkpoints, in all sittings; None of a plan."""
+    flash_endurance_bytes: int | None = None
+    """That the device's flash memory stands to be written, where its profile says so."""
     stopped_behind: int | None = None
     """The last module that was trained, where the run ended as deeper ones no longer helped (`stop_when`)."""
 

@@ -18,6 +18,7 @@ from ondevice_trgl.report.table import (
     table_lines,
     wrapped,
 )
+from ondevice_trgl.report.wear import disk_line as disk_line
 from ondevice_trgl.tasks import CLASSES, MULTI_LABEL, format_metric, metric_title
 from ondevice_trgl.units import format_size
 
@@ -263,6 +264,7 @@ def report_lines(report: Report, width: int = 100) -> list[Line]:
         ("", gain_line(report)),
         ("stopped", stopped_line(report)),
         ("time", seconds_line(report)),
+        ("disk", disk_line(report)),
     ):
         lines += labelled(name, known, width) if known else []
     for number, note in enumerate(memory_notes(report)):

@@ -1,20 +1,18 @@
 """The weights of a module's best epoch by validation, on disk while it trains on."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.model.partition import LocalModule
-from ondevice_trgl.model.store import state_of
+from ondevice_trgl.model.store import ModuleStore, state_of
 from ondevice_trgl.model.tensorfile import read_tensors, write_tensors
 
 
 class Best:
-    """Of module `index`, in `folder` beside the file that it is saved in."""
+    """Of module `index`, beside the file that `store` saves it in."""
 
-    def __init__(self, folder: Path, index: int, module: LocalModule, head: nn.Module | None) -> None:
-        self._folder, self._name = folder, f"{index:03d}.best-"
+    def __init__(self, store: ModuleStore, index: int, module: LocalModule, head: nn.Module | None) -> None:
+        self._store, self._folder, self._name = store, store.folder, f"{index:03d}.best-"
         self._parts = {"head": head, **({} if module.frozen else {"module": module})}
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -23,7 +21,7 @@ class Best:
 
     def keep(self, epoch: int) -> None:
         """Write what trains, as it is behind `epoch`; what was kept before stays until `drop`. Raises StorageError."""
-        write_tensors(self._folder / f"{self._name}{epoch}", self._tensors())
+        self._store.wrote(write_tensors(self._folder / f"{self._name}{epoch}", self._tensors()))
 
     @torch.no_grad()
     def bring_back(self, epoch: int) -> None:

@@ -25,6 +25,8 @@ class Boundaries:
         self._written: dict[str, BoundaryCache] = {}
         self.index = 0
         """The boundary that `source` reads: 0 is the dataset, k the output of module k - 1."""
+        self.written_bytes = 0
+        """To disk, by this object."""
 
     def source(self, split: str) -> Source:
         return self._read[split] if self.index else self.data[split]
@@ -38,7 +40,11 @@ class Boundaries:
         if split not in self._written:
             rows, dtype = len(self.data[split].labels), self._dtype_for(activations)
             self._written[split] = self._new(split, rows, shape, dtype)
-        self._written[split].append(activations, labels)
+        cache = self._written[split]
+        before = cache.bytes_written
+        cache.append(activations, labels)
+        if self.tier != "memory":
+            self.written_bytes += cache.bytes_written - before
 
     def _dtype_for(self, activations: Tensor) -> str:
         """That of the first split, or what its first batch stands; in memory there is no room for a wider one."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.position import Position
+from ondevice_trgl.run.run_dir import WEIGHTS
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -18,12 +19,32 @@ class Checkpointer:
         self._context, self._seconds = context, seconds
         self._saved_at = time.perf_counter()
         self._saves = 0
+        self._written_before = 0
+
+    @property
+    def written_bytes(self) -> int:
+        """That the run has written to disk, by this sitting and those before."""
+        context = self._context
+        return self._written_before + context.store.written_bytes + context.boundaries.written_bytes
+
+    def restore(self, reported_bytes: int) -> None:
+        """Take up what earlier sittings left: what they wrote, `reported_bytes` or more, and the callbacks' state."""
+        store, run = self._context.store, self._context.run
+        staged = run.path / WEIGHTS
+        known = [reported_bytes, staged.stat().st_size if staged.is_file() else 0]
+        known += [
+            position.written_bytes + store.path(index).stat().st_size
+            for index, position in enumerate(map(self.position, range(len(self._context.heads))))
+            if position.saves
+        ]
+        self._written_before = max(known)
+        self._restore_callbacks()
 
     def position(self, index: int) -> Position:
         """Where module `index` stands on disk. No tensor is read."""
         return Position.from_dict(self._context.store.position(index))
 
-    def restore_callbacks(self) -> None:
+    def _restore_callbacks(self) -> None:
         """Give each callback the state that it had at the last checkpoint, where there is one."""
         positions = map(self.position, range(len(self._context.heads)))
         latest = max(positions, key=lambda position: position.saves)
@@ -49,7 +70,9 @@ class Checkpointer:
         context = self._context
         self._saves += 1
         callbacks = tuple((type(c).__qualname__, c.state_dict()) for c in context.progress.callbacks)
-        values = dataclasses.replace(position, saves=self._saves, callbacks=callbacks).to_dict()
+        values = dataclasses.replace(
+            position, saves=self._saves, written_bytes=self.written_bytes, callbacks=callbacks
+        ).to_dict()
         module, head = context.partition.modules[index], context.heads[index]
         context.budget.attempt(
             lambda: context.store.save(index, module, head, values, optim=optim, run=run, pending=pending),

@@ -138,6 +138,8 @@ def _mend(
             assert isinstance(mended, DiskCache)
             for at, number in enumerate(damaged[split]):
                 cache.mend(number, mended, at)
+                aside.written_bytes += cache.row_bytes
+        context.boundaries.written_bytes += aside.written_bytes
     finally:
         aside.close()
         with contextlib.suppress(OSError):

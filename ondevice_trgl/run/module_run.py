@@ -47,7 +47,7 @@ class ModuleRun:
         if not self.position.is_begun:
             self.measured.best_epoch = self.measured.best_val = None
             self.measured.judged = 0
-        self.best = Best(context.store.folder, index, self.module, head)
+        self.best = Best(context.store, index, self.module, head)
         self.stepper = stepper_of(context, index, self.position, self.multiplier, lowest=lowest, pressed=pressed)
         if self.multiplier is not None:
             self.measured.multiplier = self.multiplier.value if self.stepper.objective.measures_transport else None

@@ -24,6 +24,8 @@ class Position:
     """The way it was trained; None where that is the plan's."""
     saves: int = 0
     """Checkpoints that the run had made with this one: the highest is the latest."""
+    written_bytes: int = 0
+    """That the run had written to disk before this checkpoint, by all sittings."""
     callbacks: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """Name and state of each callback with the run."""
 

@@ -35,6 +35,8 @@ class RunRecord:
     Empty for a function of a program's own."""
     why_budget: str = ""
     """Why the budget is not what was stated, in words; empty where it is."""
+    flash_endurance_bytes: int | None = None
+    """That the device's flash memory stands to be written, by its profile."""
     no_blueprint: str = ""
     """Why the network has to be built by its own code in each process; empty where it has a blueprint."""
 

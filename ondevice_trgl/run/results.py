@@ -73,6 +73,8 @@ def make_report(
     budgets: Sequence[Mapping[str, int]] = (),
     system: Mapping[str, Any] | None = None,
     stopped_behind: int | None = None,
+    written_bytes: int | None = None,
+    flash_endurance_bytes: int | None = None,
 ) -> Report:
     """The report of a run or, with status "planned" and empty measurements, of a plan.
 
@@ -125,6 +127,9 @@ def make_report(
         budgets=tuple(budgets),
         system=system or {},
         stopped_behind=stopped_behind,
+        predicted_write_bytes=plan.write_bytes,
+        written_bytes=written_bytes,
+        flash_endurance_bytes=flash_endurance_bytes,
     )
 
 

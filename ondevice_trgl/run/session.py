@@ -90,7 +90,7 @@ class Session:
         completed = False
         try:
             self.budget.start(p.plan.floor_bytes)
-            scheduler.checkpointer.restore_callbacks()
+            scheduler.checkpointer.restore((before.written_bytes or 0) if before else 0)
             progress.call("on_fit_start")
             scheduler.fit()
             if scheduler.stopped_behind is None:
@@ -181,6 +181,8 @@ class Session:
             budgets=self._budgets(),
             system=self._watch.since(),
             stopped_behind=scheduler.stopped_behind,
+            written_bytes=scheduler.checkpointer.written_bytes,
+            flash_endurance_bytes=p.record.flash_endurance_bytes,
         )
         p.run.write(REPORT, report.to_dict())
         return report

@@ -47,6 +47,7 @@ def stepper_of(
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
+    optimizer.wrote = context.store.wrote
     optimizer.load(
         context.budget.attempt(
             lambda: context.store.load_extra(index, "optim", context.device), f"optimizer state of module {index}"

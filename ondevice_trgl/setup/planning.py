@@ -23,6 +23,7 @@ from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.plan.planner import LEAST_SCRATCH, SCRATCH, make_plan
+from ondevice_trgl.plan.writes import write_bytes
 from ondevice_trgl.processes import answer
 from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
@@ -92,6 +93,8 @@ def plan_staged(
     chosen = plan(pareto=True)
     if record.config.enforce and rehearsals.possible:
         chosen = loosened(chosen, costs, rehearsals)
+    written = write_bytes(chosen, chain, costs, record.config, rows=sum(rows.values()), train_rows=rows["train"])
+    chosen = dataclasses.replace(chosen, write_bytes=written)
     if record.why_budget:
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))
     if left := record.subject.get("weights_left"):
@@ -134,6 +137,7 @@ def planned_report(chain: Chain, plan: Plan, record: RunRecord, meter: PeakMeter
         environment=describe_environment(threads=torch.get_num_threads(), device=str(device_named(config.device))),
         workload=record.reported,
         preprocessing=record.preprocessing,
+        flash_endurance_bytes=record.flash_endurance_bytes,
     )
 
 

@@ -244,6 +244,7 @@ def _stage(request: StageRequest) -> dict[str, Any]:
             job.stated,
             job.why_budget,
             beside=job.beside,
+            flash_endurance_bytes=job.flash_endurance_bytes,
         )
 
         filled: list[Filled] = []

@@ -9,6 +9,7 @@ wait on disk (spill).
 
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class Optimizer:
         """What the gradients of the step that was begun are scaled by; those in memory are so already."""
         self._state: dict[str, Tensor] = {}
         self._spill: Spill | None = None
+        self.wrote: Callable[[int], None] = lambda size: None
+        """Told of the bytes of every write to disk."""
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -63,7 +66,7 @@ class Optimizer:
         if self._spill is not None:
             return
         large = {name: parameter for name, parameter in self.parameters.items() if is_spillable(parameter)}
-        self._spill = Spill(folder, large, self._kinds)
+        self._spill = Spill(folder, large, self._kinds, self.wrote)
         self._closing = weakref.finalize(self, self._spill.close)  # hooks of a run that failed must not stay
         self.load(self._state)
 

@@ -45,11 +45,18 @@ def is_dense(tensor: Tensor) -> bool:
 class Spill:
     """A file in `folder`, gone with this object, that holds one gradient and `kinds` of state for each parameter.
 
-    Takes every gradient out of memory as soon as it is there. Raises StorageError where the disk has no room.
+    Takes every gradient out of memory as soon as it is there. `wrote` is told of the bytes of every write.
+    Raises StorageError where the disk has no room.
     """
 
-    def __init__(self, folder: Path, parameters: Mapping[str, nn.Parameter], kinds: tuple[str, ...]) -> None:
-        self.parameters, self.kinds = dict(parameters), kinds
+    def __init__(
+        self,
+        folder: Path,
+        parameters: Mapping[str, nn.Parameter],
+        kinds: tuple[str, ...],
+        wrote: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self.parameters, self.kinds, self._wrote = dict(parameters), kinds, wrote
         self._offsets: dict[tuple[str, str], int] = {}
         self._there: set[str] = set()
         """Parameters that have a gradient in the file."""
@@ -167,6 +174,7 @@ class Spill:
 
     def _write(self, name: str, kind: str, start: int, values: Tensor) -> None:
         data, position = bytes_of(values), self._offsets[name, kind] + start * values.element_size()
+        self._wrote(len(data))
         try:
             while data:
                 written = os.pwrite(self._file.fileno(), data, position)

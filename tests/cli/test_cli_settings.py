@@ -8,6 +8,7 @@ import pytest
 from ondevice_trgl.cli.options import TRAINING
 from ondevice_trgl.cli.settings import parse_modules, run_directory
 from ondevice_trgl.config import DEFAULTS, Workload
+from ondevice_trgl.job import Job
 from tests.cli.conftest import Cli, Jobs
 
 BUDGET = ("--budget", "600MB")
@@ -87,6 +88,13 @@ def test_a_profile_by_file(cli: Cli, jobs: Jobs, tmp_path: Path) -> None:
     result = cli("train", "-p", "board.toml")
     assert result.code == 2
     assert "board.toml" in result.err
+    values = {"title": '"b"', "device": '"cpu"', "sources": '["b"]', "threads": "2", "reserve": '"1MB"'}
+    values |= dict.fromkeys(("ram", "disk_quota", "disk_read_per_second", "disk_write_per_second"), '"1GiB"')
+    values["flash_endurance"] = '"9GB"'
+    (tmp_path / "board.toml").write_text("\n".join(f"{key} = {value}" for key, value in values.items()))
+    assert cli("train", "-p", "board.toml").code == 0
+    assert jobs.jobs[-1].flash_endurance_bytes == 9 * 10**9
+    assert Job.from_dict(jobs.jobs[-1].to_dict()).flash_endurance_bytes == 9 * 10**9
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,17 @@ def test_every_profile_is_sound(name: str) -> None:
     assert json.loads(json.dumps(loaded.to_dict()))["default_budget_bytes"] == loaded.default_budget
 
 
+def test_a_profile_may_say_what_its_flash_memory_stands(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(GOOD)
+    assert load_profile(path).flash_endurance_bytes is None
+    path.write_text(GOOD + 'flash_endurance = "30000GB"\n')
+    assert load_profile(path).flash_endurance_bytes == 30 * 10**12
+    path.write_text(GOOD + "flash_endurance = true\n")
+    with pytest.raises(ConfigError, match="flash_endurance = True: "):
+        load_profile(path)
+
+
 @pytest.mark.parametrize("name", profile_names())
 def test_settings_are_taken_by_the_configuration(name: str) -> None:
     loaded = load_profile(name)

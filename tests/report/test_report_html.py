@@ -54,6 +54,9 @@ def figures(*tables: Table) -> set[str]:
 
 
 def test_whole_small_and_alone(report: Report) -> None:
+    assert "30 TB" not in to_html(report)
+    worn = dataclasses.replace(report, written_bytes=30 * 10**6, flash_endurance_bytes=30 * 10**12)
+    assert "one run is 0.0001% of the 30 TB that the flash memory stands" in to_html(worn)
     source = to_html(report)
     page = Page(source)
     assert page.open == []
