@@ -48,7 +48,13 @@ class BoundaryCache(ABC):
         """Fill out[:len(indices)] with those rows; returns their labels. Raises DamagedFileError."""
         self._read(indices, out)
         self.bytes_read += len(indices) * self.row_bytes
+        if isinstance(indices, range) and indices.step == 1:
+            return self.labels[indices.start : indices.stop]
         return self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Rows that will be read next, for a tier that can make use of the time until then."""
+        return
 
     @abstractmethod
     def _write(self, start: int, block: Tensor) -> None:

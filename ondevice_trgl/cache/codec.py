@@ -64,24 +64,32 @@ class Codec:
         encoded[:, ends.shape[1] :][:, : self._values] = kept.view(len(block), -1)
         return encoded
 
-    def decode(self, row: Tensor, out: Tensor) -> None:
-        """uint8 (row_bytes,) -> `out`, one row of `shape`, of any dtype, on any device."""
+    def decode(self, rows: Tensor, out: Tensor) -> None:
+        """uint8 (n, row_bytes) -> `out`, (n, *shape), of any dtype, on any device.
+
+        Memory: nothing beside float32 on the CPU.
+        """
         if self.dtype != "int8":
-            out.copy_(row.view(FLOATS[self.dtype]).view(self.shape))
+            out.copy_(rows.view(FLOATS[self.dtype]).view(out.shape))
             return
-        ends = row[: 8 * self._groups].view(torch.float32).view(2, self._groups, 1)
-        kept = row[8 * self._groups :][: self._values].view(self._groups, -1)
-        out.copy_(torch.addcmul(ends[0], kept.to(torch.float32), ends[1]).view(self.shape))
+        first = 8 * self._groups
+        ends = rows[:, :first].view(torch.float32).view(len(rows), 2, self._groups, 1)
+        kept = rows[:, first : first + self._values].reshape(len(rows), self._groups, -1)
+        is_plain = out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous()
+        target = out.view(kept.shape) if is_plain else torch.empty(kept.shape)
+        target.copy_(kept).mul_(ends[:, 1]).add_(ends[:, 0])
+        if not is_plain:
+            out.copy_(target.view(out.shape))
 
     def error(self, row: Tensor) -> float:
         """What is lost of `row`, (*shape): root mean square of the difference by that of the values; 0.0 for fp32."""
         if self.dtype == "fp32":
             return 0.0
         row = row.detach().to("cpu", torch.float32)
-        again = torch.empty(self.shape)
-        self.decode(self.encode(row.unsqueeze(0))[0], again)
+        again = torch.empty(1, *self.shape)
+        self.decode(self.encode(row.unsqueeze(0)), again)
         size = float(row.square().mean())
-        lost = float((again - row).square().mean())
+        lost = float((again[0] - row).square().mean())
         if not math.isfinite(size):
             return 0.0  # the values themselves are at fault, and that is told elsewhere
         return math.sqrt(lost / size) if size and math.isfinite(lost) else (math.inf if lost else 0.0)

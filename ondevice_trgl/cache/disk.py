@@ -23,8 +23,9 @@ from ondevice_trgl.units import format_size
 
 
 class DiskCache(BoundaryCache):
-    """Rows in the file `path`, whose space is reserved before the first write. Holds one row beside the labels.
+    """Rows in the file `path`, whose space is reserved before the first write.
 
+    Memory: the labels; for formats but fp32 a megabyte, or a row, beside.
     Raises StorageError where the disk has too little room.
     """
 
@@ -50,7 +51,7 @@ class DiskCache(BoundaryCache):
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 self.close()
                 raise self._failed(error) from error
-        self._row = torch.empty(self.row_bytes, dtype=torch.uint8)
+        self._rows = _few_rows(self.row_bytes)
         self._chunk = chunk_rows(self.row_bytes)
         self._checksums = Checksums(self._chunk * self.row_bytes)
 
@@ -77,7 +78,7 @@ class DiskCache(BoundaryCache):
         except OSError:
             return None
         found.path, found.labels, found._filled, found._chunk = path, labels, len(labels), seal.chunk_rows
-        found._row = torch.empty(row, dtype=torch.uint8)
+        found._rows = _few_rows(row)
         found._seal = seal
         return found
 
@@ -122,21 +123,33 @@ class DiskCache(BoundaryCache):
             raise self._failed(error) from error
 
     def _read(self, indices: Sequence[int], out: Tensor) -> None:
-        # fp32 rows go straight into `out`, others through one row as it is kept; runs of neighbouring rows (validation,
-        # caching) become one call
+        # fp32 rows go straight into `out`, others through a few rows as they are kept
         if self.dtype == "fp32" and out.dtype == torch.float32 and out.is_contiguous() and out.device.type == "cpu":
-            target, position = bytes_of(out), 0
-            while position < len(indices):
-                run = 1
-                while position + run < len(indices) and indices[position + run] == indices[position] + run:
-                    run += 1
-                begin, end = position * self.row_bytes, (position + run) * self.row_bytes
-                self._fill(target[begin:end], indices[position] * self.row_bytes)
-                position += run
+            self._gather(indices, bytes_of(out))
             return
-        for position, index in enumerate(indices):
-            self._fill(bytes_of(self._row), index * self.row_bytes)
-            self.codec.decode(self._row, out[position])
+        for start in range(0, len(indices), len(self._rows)):
+            part = indices[start : start + len(self._rows)]
+            self._gather(part, bytes_of(self._rows))
+            self.codec.decode(self._rows[: len(part)], out[start : start + len(part)])
+
+    def _gather(self, indices: Sequence[int], target: memoryview) -> None:
+        """Read rows into `target`, one behind the other; runs of neighbours (validation, caching) are one call."""
+        position = 0
+        while position < len(indices):
+            first, run = indices[position], 1
+            if isinstance(indices, range) and indices.step == 1:
+                run = len(indices)
+            while position + run < len(indices) and indices[position + run] == first + run:
+                run += 1
+            begin, end = position * self.row_bytes, (position + run) * self.row_bytes
+            self._fill(target[begin:end], first * self.row_bytes)
+            position += run
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Have the kernel read these rows into memory that it can take back, while something else is computed."""
+        if hasattr(os, "posix_fadvise"):
+            for index in indices:
+                os.posix_fadvise(self._file, index * self.row_bytes, self.row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:
@@ -158,3 +171,8 @@ class DiskCache(BoundaryCache):
         with contextlib.suppress(OSError):  # the seal first: it must not outlive its rows
             seal_of(self.path).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
+
+
+def _few_rows(row_bytes: int) -> Tensor:
+    """A buffer for rows as they are kept, of a chunk's size; not in memory before it is written to."""
+    return torch.empty(chunk_rows(row_bytes), row_bytes, dtype=torch.uint8)

@@ -19,8 +19,11 @@ class MemoryCache(BoundaryCache):
         self._data[start : start + len(block)] = block
 
     def _read(self, indices: Sequence[int], out: Tensor) -> None:
+        if isinstance(indices, range) and indices.step == 1:
+            self.codec.decode(self._data[indices.start : indices.stop], out[: len(indices)])
+            return
         for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
-            self.codec.decode(self._data[index], out[position])
+            self.codec.decode(self._data[index : index + 1], out[position : position + 1])
 
     def close(self, *, keep: bool = False) -> None:
         self._data = torch.empty(0)

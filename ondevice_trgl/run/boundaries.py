@@ -1,7 +1,7 @@
 """The boundary that the module in training reads, and the one that it writes: at most two stand at a time."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -30,6 +30,11 @@ class Boundaries:
 
     def source(self, split: str) -> Source:
         return self._read[split] if self.index else self.data[split]
+
+    def ahead(self, split: str, indices: Sequence[int]) -> None:
+        """Samples of `split` that will be read next: what is on disk comes into the page cache meanwhile."""
+        if self.index and indices:
+            self._read[split].ahead(indices)
 
     @property
     def splits(self) -> tuple[str, ...]:

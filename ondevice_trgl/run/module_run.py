@@ -86,6 +86,7 @@ class ModuleRun:
             torch.manual_seed(mix(seed, self.lap, self.index, epoch, 1))
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
+            self.context.boundaries.ahead("train", order[start + batch : start + 2 * batch])
             self._step(order[start : start + batch])
         measured, tally = self.measured, progress.tally
         measured.train_loss, measured.transport_cost = tally.mean_task_loss(), tally.mean_transport()

@@ -221,3 +221,13 @@ def test_the_memory_tier_gives_its_memory_back() -> None:
     filled(cache)
     cache.close()
     assert cache._data.untyped_storage().nbytes() == 0
+
+
+def test_rows_are_asked_for_ahead_of_their_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *rest: asked.append(rest), raising=False)
+    with DiskCache(tmp_path / "b", ROWS, SHAPE, "bf16") as cache:
+        filled(cache)
+        cache.ahead([7, 2])
+    assert asked == [(7 * 12, 12, os.POSIX_FADV_WILLNEED), (2 * 12, 12, os.POSIX_FADV_WILLNEED)]
+    MemoryCache(ROWS, SHAPE, "fp32").ahead([7, 2])  # nothing to be done, and no error

@@ -20,8 +20,12 @@ BITS = {"fp16": 11, "bf16": 8}
 def again(codec: Codec, block: Tensor) -> Tensor:
     encoded, out = codec.encode(block), torch.empty_like(block)
     assert encoded.shape == (len(block), codec.row_bytes)
-    for row, place in zip(encoded, out, strict=True):
-        codec.decode(row, place)
+    codec.decode(encoded, out)
+    one, wide = torch.empty_like(block[:1]), torch.empty_like(block, dtype=torch.float64)
+    codec.decode(encoded[-1:], one)
+    codec.decode(encoded, wide)
+    assert torch.equal(one, out[-1:])
+    assert torch.equal(wide.float(), out)
     return out
 
 
