@@ -1,5 +1,6 @@
-"""How to train, a frozen record; see `resolved` for where its values come from, and `workload_settings` for what.
+"""How to train, a frozen record; see `resolved` for where its values come from.
 
+What to train is in `workload_settings`, updates and their learning rates are in `optimizer_settings`.
 A caller who brings a model and a dataset of their own needs `TrainConfig` alone. Every fault is reported, not only the
 first.
 """
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ondevice_trgl import checks
-from ondevice_trgl.checks import Checked, setting
+from ondevice_trgl.checks import setting
 from ondevice_trgl.errors import ConfigError
 from ondevice_trgl.imported import name_of
+from ondevice_trgl.optimizer_settings import LR_SCHEDULES as LR_SCHEDULES
+from ondevice_trgl.optimizer_settings import OPTIMIZERS as OPTIMIZERS
+from ondevice_trgl.optimizer_settings import OptimizerSettings
 from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.tasks import AUTO, CLASSES, KINDS, LOSSES, METRICS, MULTI_LABEL
 from ondevice_trgl.units import parse_size
@@ -26,9 +30,6 @@ TRANSPORTS = ("branch", "displacement")
 NORMALISATIONS = ("mean", "sum")
 TAU_DEPTHS = ("constant", "half-first")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr", "3lin")
-OPTIMIZERS = ("sgd", "adamw")
-LR_SCHEDULES = ("cosine", "constant", "step")
-MOST_WARMUP = 0.9
 PRECISIONS = ("fp32", "bf16", "auto")
 CACHE_TIERS = ("auto", "memory", "disk")
 CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -40,7 +41,7 @@ TRAINS = ("all", "last", "norm", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Checked):
+class TrainConfig(OptimizerSettings):
     """How to train. Sizes are text (`"600MB"`) or bytes; see `budget_bytes`."""
 
     budget: Stated | None = setting(None, checks.budget)
@@ -106,21 +107,6 @@ class TrainConfig(Checked):
     head: str = setting("mlp", checks.one_of(*HEADS))
     """Auxiliary head of every module. The network's own classifier is trained behind the last, as one more head; of a
     network in one module it is the only one."""
-    optimizer: str = setting("sgd", checks.one_of(*OPTIMIZERS))
-    lr: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
-    """Learning rate; None is 0.05 for sgd and 0.001 for adamw."""
-    lr_schedule: str = setting("cosine", checks.one_of(*LR_SCHEDULES))
-    """Over the epochs of one module in one lap: cosine falls to zero, constant stays, step falls at `lr_steps`."""
-    lr_steps: tuple[float, ...] | None = setting(None, checks.shares)
-    """Where step falls, as shares of a module's steps in a lap; None is (0.5, 0.75)."""
-    lr_gamma: float | None = setting(None, checks.number(0.0, 1.0, open_below=True, words=(None,)))
-    """What the rate is multiplied by at each of those; None is 0.1."""
-    warmup: float = setting(0.0, checks.number(0.0, MOST_WARMUP))
-    """Share of a module's steps in a lap over which the rate rises in a line from a hundredth; cosine begins behind."""
-    momentum: float = setting(0.9, checks.number(0.0, 1.0))
-    weight_decay: float = setting(2e-4, checks.number(0.0, math.inf))
-    clip_norm: float | None = setting(None, checks.number(0.0, math.inf, open_below=True, words=(None,)))
-    """Most that the norm of all gradients of a module's step may be; larger ones are scaled down to it."""
     loss: str | Callable[[Any, Any], Any] = setting(AUTO, checks.function(AUTO, *LOSSES.values()))
     """auto: that of the task, which are cross-entropy of classes, mse of regression, bce (binary cross-entropy with
     logits) of multi-label. Or a function (outputs, labels or targets) -> scalar, the mean over samples, itself or as
@@ -171,11 +157,7 @@ class TrainConfig(Checked):
             faults.append(f"laps = {self.laps}: the {self.schedule} schedule has one; set schedule = 'multi-lap'")
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             faults.append(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
-        for name in ("lr_steps", "lr_gamma"):
-            if self.lr_schedule != "step" and (value := getattr(self, name)) is not None:
-                faults.append(
-                    f"{name} = {checks.plain(value)}: lr_schedule = {self.lr_schedule!r} has none; set 'step'"
-                )
+        faults += self.rate_faults()
         for name in ("label_smoothing", "class_weights") if self.has_own_loss else ():
             if (value := getattr(self, name)) != DEFAULTS[name]:
                 faults.append(f"{name} = {checks.plain(value)}: loss = {self.loss_name} has none, cross-entropy has")
@@ -296,23 +278,6 @@ class TrainConfig(Checked):
         """tau of module `index` of `modules`, the network's own classifier not counted; None as in `tau_value`."""
         halved = self.tau_depth == "half-first" and index < modules // 2
         return None if self.tau_value is None else self.tau_value / 2 if halved else self.tau_value
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate that a module starts with."""
-        return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 0.001}[self.optimizer]
-
-    def learning_rate_at(self, done: float) -> float:
-        """The learning rate when the share `done` (0 to 1) of a module's steps in a lap is behind it."""
-        if done < self.warmup:
-            return self.learning_rate * (0.01 + 0.99 * done / self.warmup)
-        if self.lr_schedule == "constant":
-            return self.learning_rate
-        if self.lr_schedule == "step":
-            gamma = 0.1 if self.lr_gamma is None else self.lr_gamma
-            return self.learning_rate * gamma ** sum(done >= share for share in self.lr_steps or (0.5, 0.75))
-        done = (done - self.warmup) / (1.0 - self.warmup)
-        return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * done))
 
 
 DEFAULTS = {f.name: f.default for record in (Workload, TrainConfig) for f in fields(record)}

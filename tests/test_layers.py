@@ -27,6 +27,7 @@ ROOMS = (
     "buffers",
     "checks",
     "workload_settings",
+    "optimizer_settings",
     "config",
     "resolved",
     "report.model",
