@@ -138,6 +138,19 @@ def function(*words: str) -> Check:
     return check
 
 
+def augmentations(*known: str) -> Check:
+    def check(value: Any) -> str | None:
+        for one in () if value is None else value if isinstance(value, tuple | list) else (value,):
+            if callable(one) or (isinstance(one, str) and (one in known or all(one.partition(":")))):
+                continue
+            near = difflib.get_close_matches(one, known, n=1) if isinstance(one, str) else []
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            return f"expected any of {', '.join(known)}{meant}, pkg.module:callable, or a callable, not {one!r}"
+        return None
+
+    return check
+
+
 def setting(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 

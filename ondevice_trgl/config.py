@@ -37,6 +37,8 @@ ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "full", "skip")
 EPOCHS_RULES = ("constant", "deeper", "paper")
 STOPS = ("never", "stalled")
+AUGMENTATIONS = ("crop", "flip", "colour")
+VIEWS = 4
 TRAINS = ("all", "last", "norm", "bias")
 
 
@@ -126,6 +128,15 @@ class TrainConfig(OptimizerSettings):
     it is there (the positive weight of bce); "balanced": samples without it over samples with it."""
     balance: bool = setting(False, checks.switch)
     """Each class equally often in an epoch, which keeps its length: fewer samples of large ones, small ones again."""
+    augment: tuple[str | Callable[[Any], Any], ...] | None = setting(None, checks.augmentations(*AUGMENTATIONS))
+    """What is done to training samples, in this order, each time by the seed, the lap, the view and the sample alone.
+    crop: padded by an eighth with zeros, and cut out of that; flip: left to right, every other time; colour: contrast
+    and brightness. Or a function of one sample -> a tensor of its shape and dtype, itself or as pkg.module:callable,
+    which may draw from the generators of torch, Python and numpy. Accuracies are of samples as they are."""
+    views: int | None = setting(None, checks.int_from(1, optional=True))
+    """Of each training sample, that every boundary is cached in; None is 4 with `augment`, else 1. View 0 is the sample
+    as it is, and epoch e trains on view e modulo `views`. The first module reads the data, not a cache: there every
+    epoch has a view of its own. Each lap draws anew."""
     batch_size: int = setting(32, checks.int_from(1))
     micro_batch: int | str = setting("auto", checks.int_from(1, words=("auto",)))
     """Samples in memory at once; `batch_size` is reached by accumulating gradients."""
@@ -148,7 +159,10 @@ class TrainConfig(OptimizerSettings):
     seed: int = setting(0, checks.int_from(0))
 
     def __post_init__(self) -> None:
-        for name in ("modules", "lr_steps", "class_weights"):
+        given = self.augment
+        if isinstance(given, str) or callable(given):
+            object.__setattr__(self, "augment", tuple(given.split(",")) if isinstance(given, str) else (given,))
+        for name in ("modules", "lr_steps", "class_weights", "augment"):
             if isinstance(given := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(given))
         super().__post_init__()
@@ -161,6 +175,8 @@ class TrainConfig(OptimizerSettings):
         for name in ("label_smoothing", "class_weights") if self.has_own_loss else ():
             if (value := getattr(self, name)) != DEFAULTS[name]:
                 faults.append(f"{name} = {checks.plain(value)}: loss = {self.loss_name} has none, cross-entropy has")
+        if self.views is not None and not self.augment:
+            faults.append(f"views = {self.views}: without augment all of them would be the same; set augment")
         faults += self.task_faults(self.asked_task)
         if self.balance and self.class_weights == "balanced":
             faults.append("class_weights = 'balanced': balance draws classes equally often already; leave one out")
@@ -203,6 +219,12 @@ class TrainConfig(OptimizerSettings):
     def cache_limit_bytes(self) -> int | None:
         """Most bytes that the cache may take on disk, or None."""
         return None if self.cache_limit is None else parse_size(self.cache_limit, what="cache_limit")
+
+    @property
+    def view_count(self) -> int:
+        """Views of each training sample."""
+        usual = VIEWS if self.augment else 1  # four: one more is a quarter of the cache, and adds little
+        return usual if self.views is None else self.views
 
     @property
     def fine_tunes(self) -> bool:
@@ -262,7 +284,8 @@ class TrainConfig(OptimizerSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values, functions by their names."""
-        return {**super().to_dict(), "loss": self.loss_name, "metric": name_of(self.metric)}
+        augment = None if self.augment is None else list(map(name_of, self.augment))
+        return {**super().to_dict(), "loss": self.loss_name, "metric": name_of(self.metric), "augment": augment}
 
     @property
     def has_transport(self) -> bool:

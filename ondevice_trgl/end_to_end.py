@@ -1,5 +1,6 @@
 """End-to-end training of a whole network, step by step, for baselines: plain, and tuned as the module-wise run is."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.data.bundle import DataBundle
 from ondevice_trgl.data.images import ImageSet, one_label
 from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.model.output import logits_of
 from ondevice_trgl.model.partition import segments_of
 from ondevice_trgl.model.trace import Chain, trace
-from ondevice_trgl.run.batches import all_rows, buffer_for, epoch_order, train_batches
+from ondevice_trgl.run.batches import Source, all_rows, buffer_for, epoch_order, train_batches
 from ondevice_trgl.trgl.checkpoint import checkpointed
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.optim import Optimizer
@@ -68,15 +70,15 @@ class _Balanced:
 class _Samples:
     """A map-style dataset of what `source` has, read as `dtype`."""
 
-    def __init__(self, source: ImageSet, dtype: torch.dtype) -> None:
-        self._source, self._dtype = source, dtype
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        self.source, self._dtype = source, dtype
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        out = torch.empty(1, *self._source.shape, dtype=self._dtype)
-        labels = self._source.read([index], out)
+        out = torch.empty(1, *self.source.shape, dtype=self._dtype)
+        labels = self.source.read([index], out)
         return out[0], one_label(labels)
 
 
@@ -102,8 +104,9 @@ def plain(
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     name = type(model).__name__
     sampler = _Balanced(data.train.labels, config.seed) if config.balance else None
+    views, samples = Augmented.of(data.train, config), _Samples(data.train, dtype)
     train: DataLoader[Any] = DataLoader(
-        _Samples(data.train, dtype),  # type: ignore[arg-type]
+        samples,  # type: ignore[arg-type]
         batch_size=batch,
         shuffle=sampler is None,
         sampler=sampler,
@@ -116,7 +119,8 @@ def plain(
 
     def steps() -> Iterator[None]:
         _train_mode(model, chain)
-        while True:
+        for epoch in itertools.count():
+            samples.source = data.train if views is None else views.view(epoch)
             for images, labels in train:
                 optimizer.zero_grad()
                 with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
@@ -191,12 +195,14 @@ def tuned(
 
     task = Task.of(config, data.preprocessing.task, data.num_classes)
     loss = task_loss(config, data.train.labels, task)
+    views = Augmented.of(data.train, config)
 
     def steps() -> Iterator[None]:
         epoch = done = 0
         while True:
             order = epoch_order(data.train.labels, config.seed, epoch=epoch, balance=config.balance)
-            for micro_batches in train_batches(data.train, order, batch, buffer):
+            source = data.train if views is None else views.view(epoch)
+            for micro_batches in train_batches(source, order, batch, buffer):
                 for z, labels in micro_batches:
                     _add_gradients(forward, z.to(device), labels.to(device), loss, micro / batch)
                 optimizer.step(pace.rate(done))

@@ -19,6 +19,7 @@ from torch.nn import functional
 from ondevice_trgl import baseline, end_to_end
 from ondevice_trgl.baseline import measure_baseline
 from ondevice_trgl.config import TrainConfig, Workload
+from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.end_to_end import Pace
 from ondevice_trgl.errors import DataError
 from ondevice_trgl.job import BaselineRequest
@@ -241,6 +242,28 @@ def test_a_baseline_draws_classes_as_the_run_does(
         )
     epoch = drawn[:40]
     assert (epoch.count(0), epoch.count(1)) == ((20, 20) if balance else (36, 4))
+
+
+@pytest.mark.parametrize("name", ["e2e", "plain", "e2e_checkpoint"])
+def test_a_baseline_sees_a_view_of_its_own_in_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    views: list[int] = []
+    change = Augmented.change
+
+    def noted(self: Augmented, sample: torch.Tensor, view: int, index: int) -> None:
+        views.append(view)
+        change(self, sample, view, index)
+
+    monkeypatch.setattr(Augmented, "change", noted)
+    config = dataclasses.replace(CONFIG, epochs=3, augment=("crop",))
+    work = Workload(model="resnet-preact-2x4", data="synthetic:1x8x8:3:120")
+    asked = BaselineRequest(name=name, workload=work, config=config, batch_size=8, scratch_dir=tmp_path, full=True)
+    with global_state_kept(1):
+        baseline._measure(asked)
+    rows = len(views) // 2
+    assert rows >= 80  # of the training set; validation and test sets are left as they are
+    assert views == [1] * rows + [2] * rows
 
 
 @pytest.mark.parametrize("name", ["e2e", "e2e_checkpoint"])

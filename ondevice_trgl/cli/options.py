@@ -184,6 +184,14 @@ _declare(
     "Weight of each class in the loss, in their order; multi-label: of a label where it is there.",
 )
 _declare(_P, "balance", bool, "--balance", "Draw all classes equally often, where some have fewer samples.")
+_declare(
+    _P, "augment", str, "--augment NAME,...",
+    "Of training samples: crop, flip, colour, or your own of one sample as pkg.module:callable.",
+)  # fmt: skip
+_declare(
+    _P, "views", int, "--views N",
+    "Views of each training sample that are cached; epochs take turns. (default: 4 with --augment)",
+)  # fmt: skip
 _declare(_P, "seed", int, "--seed N", "Seed of weights and order.")
 
 _P = "Run and output"

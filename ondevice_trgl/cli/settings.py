@@ -28,6 +28,8 @@ def resolve_settings(given: Mapping[str, Any]) -> Resolved:
         flags["modules"] = parse_modules(flags["modules"])
     if "weights_skip" in flags:
         flags["weights_skip"] = _split(flags["weights_skip"])
+    if "augment" in flags:
+        flags["augment"] = _split(flags["augment"])
     if "lr_steps" in flags:
         flags["lr_steps"] = tuple(_number(text, float) for text in _split(flags["lr_steps"]))
     if flags.get("class_weights", "balanced") != "balanced":

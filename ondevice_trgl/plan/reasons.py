@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import BudgetInfeasibleError
+from ondevice_trgl.imported import name_of
 from ondevice_trgl.model.norms import Norm
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.plan import Plan, Rung
@@ -19,7 +20,7 @@ def reasons_for(plan: Plan, config: TrainConfig, train_rows: int, *, exact: bool
     """`plan` with a reason for each of its choices. `exact`: accumulating gradients changes nothing in the result."""
     reasons = [*_batch(plan, config, train_rows), *_modules(plan, config), *_end_to_end(plan)]
     reasons += [*_micro_batches(plan, config, exact=exact), *_checkpointing(plan)]
-    reasons += [*_spilling(plan), *_cache(plan, config)]
+    reasons += [*_spilling(plan), *_cache(plan, config), *_views(config)]
     return dataclasses.replace(plan, reasons=tuple(reasons))
 
 
@@ -103,6 +104,18 @@ def _cache(plan: Plan, config: TrainConfig) -> list[str]:
         limit = format_size(config.cache_limit_bytes or 0)
         reasons.append(f"cache in {plan.cache_dtype}: fp32 would not fit the limit of {limit}")
     return reasons
+
+
+def _views(config: TrainConfig) -> list[str]:
+    if not config.augment:
+        return []
+    names, count = ", ".join(map(name_of, config.augment)), config.view_count
+    if count == 1:
+        return [f"one view of each training sample is cached, as it is; {names} where the data are read, an epoch anew"]
+    return [
+        f"{count} views of each training sample are cached, the first as it is, the others by {names}: "
+        f"{count} times the cache of the training samples"
+    ]
 
 
 def refusal(

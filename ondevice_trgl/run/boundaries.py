@@ -10,16 +10,28 @@ from ondevice_trgl.cache.base import BoundaryCache
 from ondevice_trgl.cache.codec import codec_for
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.cache.memory import MemoryCache
+from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.run.batches import Source
 
 SPLITS = ("train", "val", "test")
 
 
 class Boundaries:
-    """Sources of every split at one boundary, starting at the dataset (boundary 0)."""
+    """Sources of every split at one boundary, starting at the dataset (boundary 0).
 
-    def __init__(self, data: Mapping[str, Source], tier: str, dtype: str, folder: Path) -> None:
-        self.data = data
+    With `views`, the training samples are kept in several, each as a split of its own; "train" is view 0.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Source],
+        tier: str,
+        dtype: str,
+        folder: Path,
+        views: Augmented | None = None,
+    ) -> None:
+        self._views = views
+        self.data = data if views is None else {**data, **{f"view{k}": views.view(k) for k in range(1, views.count)}}
         self.tier, self.dtype, self.folder = tier, dtype, folder
         self._read: dict[str, BoundaryCache] = {}
         self._written: dict[str, BoundaryCache] = {}
@@ -31,14 +43,35 @@ class Boundaries:
     def source(self, split: str) -> Source:
         return self._read[split] if self.index else self.data[split]
 
-    def ahead(self, split: str, indices: Sequence[int]) -> None:
-        """Samples of `split` that will be read next: what is on disk comes into the page cache meanwhile."""
-        if self.index and indices:
-            self._read[split].ahead(indices)
+    def training(self, epoch: int) -> Source:
+        """The training samples of epoch `epoch`: of the dataset a view of its own, of a cache one of those kept."""
+        if self._views is None:
+            return self.source("train")
+        if not self.index:
+            return self._views.view(epoch)
+        number = epoch % self._views.count
+        return self.source(f"view{number}" if number else "train")
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Whatever is kept, views of training samples included."""
+        return (*self.judged, *(split for split in self.data if split not in SPLITS))
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The splits that have accuracies."""
         return tuple(split for split in SPLITS if split in self.data)
+
+    @property
+    def lap(self) -> int:
+        """That which views are drawn for."""
+        return 0 if self._views is None else self._views.lap
+
+    def begin_lap(self, lap: int) -> None:
+        """Back to the dataset, whose views are drawn anew."""
+        if self._views is not None:
+            self._views.lap = lap
+        self.rewind()
 
     def append(self, split: str, shape: tuple[int, ...], activations: Tensor, labels: Tensor) -> None:
         """Add a batch to the next boundary. Raises StorageError."""
@@ -113,3 +146,9 @@ class Boundaries:
 def _close(caches: dict[str, BoundaryCache], *, keep: bool = False) -> None:
     for cache in caches.values():
         cache.close(keep=keep)
+
+
+def ahead(source: Source, indices: Sequence[int]) -> None:
+    """Samples of `source` that will be read next: what is on disk comes into the page cache meanwhile."""
+    if isinstance(source, BoundaryCache) and indices:
+        source.ahead(indices)

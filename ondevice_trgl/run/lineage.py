@@ -35,15 +35,17 @@ class Lineage:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._data = ""
+        self._data: dict[int, str] = {}
+        """By lap, as views are drawn for each."""
         self._modules: dict[int, tuple[tuple[int, ...], str]] = {}
 
     def of(self, boundary: int) -> str:
         """The producer of boundary `boundary`. Reads the weights of the modules in front, each once a save."""
-        if not self._data:
+        boundaries = self._context.boundaries
+        if boundaries.lap not in self._data:
             with torch.random.fork_rng(devices=[]):  # a dataset may draw
-                self._data = _of_data(self._context.boundaries.data)
-        digest = self._data
+                self._data[boundaries.lap] = _of_data(boundaries.data)
+        digest = self._data[boundaries.lap]
         for index in range(boundary):
             digest = _digest(digest, self._of_module(index))
         return digest

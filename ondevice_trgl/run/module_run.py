@@ -8,9 +8,9 @@ import torch
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
-from ondevice_trgl.run.batches import epoch_order, mix, place
+from ondevice_trgl.run.batches import Source, epoch_order, mix, place
 from ondevice_trgl.run.best import Best
-from ondevice_trgl.run.boundaries import SPLITS
+from ondevice_trgl.run.boundaries import SPLITS, ahead
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
@@ -77,8 +77,8 @@ class ModuleRun:
     def _epoch(self, epoch: int, done: int) -> None:
         """Epoch `epoch`, of which `done` steps are behind it."""
         progress, seed, batch = self.context.progress, self.context.config.seed, self.context.plan.batch_size
-        labels, balance = self.context.boundaries.source("train").labels, self.context.config.balance
-        order = epoch_order(labels, seed, self.lap, self.index, epoch=epoch, balance=balance)
+        source, balance = self.context.boundaries.training(epoch), self.context.config.balance
+        order = epoch_order(source.labels, seed, self.lap, self.index, epoch=epoch, balance=balance)
         progress.start_epoch(epoch, done)
         if done:
             progress.tally = dataclasses.replace(self.position.tally)
@@ -86,8 +86,8 @@ class ModuleRun:
             torch.manual_seed(mix(seed, self.lap, self.index, epoch, 1))
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
-            self.context.boundaries.ahead("train", order[start + batch : start + 2 * batch])
-            self._step(order[start : start + batch])
+            ahead(source, order[start + batch : start + 2 * batch])
+            self._step(source, order[start : start + batch])
         measured, tally = self.measured, progress.tally
         measured.train_loss, measured.transport_cost = tally.mean_task_loss(), tally.mean_transport()
         self.note_peak()
@@ -134,15 +134,15 @@ class ModuleRun:
             self._checkpoint()  # a run that is resumed looks for what it kept, and not for what came later
             self.best.drop(but=epoch)
 
-    def _step(self, indices: list[int]) -> None:
+    def _step(self, source: Source, indices: list[int]) -> None:
         progress = self.context.progress
         progress.call("on_step_start")
         self._follow_the_budget()
         started = time.perf_counter()
         try:
-            tally = self.stepper.step(self.context.boundaries.source("train"), indices, self._lr())
+            tally = self.stepper.step(source, indices, self._lr())
         except NonFiniteError as error:
-            source, buffer = self.context.boundaries.source("train"), self.stepper.buffer
+            buffer = self.stepper.buffer
             where = f"lap {self.lap}, module {self.index} ({progress.module_name})"
             raise located(error, progress, where, place(self.index, "train"), source, indices, buffer) from error
         except BudgetExceededError:

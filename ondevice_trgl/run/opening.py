@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.data.classes import check_alike
 from ondevice_trgl.data.images import ImageSet, all_alike
 from ondevice_trgl.data.preprocessing import Preprocessing
@@ -101,6 +102,8 @@ def chain_of(model: nn.Module, data: dict[str, Source], config: TrainConfig | No
     if config is not None:
         autocast_dtype(config.precision, device_named(config.device))  # whether it is possible
         task = Task.of(config, kind, chain.num_outputs)
+        if (views := Augmented.of(train, config)) is not None:
+            views.try_out(chain.in_dtype)
         task_loss(config, train.labels, task)  # whether there is one, and it fits
         if task.own_metric is not None:
             task.own_metric.try_out(train.labels, chain.num_outputs)

@@ -127,7 +127,7 @@ class Parallel(Scheduler):
 
     def _epoch(self, parts: list[_Part], epoch: int, done: int) -> None:
         context, progress, config = self.context, self.context.progress, self.context.config
-        batch, source = context.plan.batch_size, context.boundaries.source("train")
+        batch, source = context.plan.batch_size, context.boundaries.training(epoch)
         order = epoch_order(source.labels, config.seed, 0, 0, epoch=epoch, balance=config.balance)
         progress.start_epoch(epoch, done)
         if not done:

@@ -43,7 +43,7 @@ class Scheduler:
             if self._is_done(lap, last):
                 continue
             context.progress.call("on_lap_start")
-            context.boundaries.rewind()
+            context.boundaries.begin_lap(lap)
             for index in range(last + 1):
                 if not self._is_done(lap, index):
                     self._reach(index)

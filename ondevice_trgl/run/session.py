@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.container import Watch
 from ondevice_trgl.device.environment import describe_environment
@@ -72,7 +73,11 @@ class Session:
         p = self.opened
         before = last_report(p.run)
         boundaries = Boundaries(
-            self.data, p.plan.cache_tier, p.plan.cache_dtype, p.run.cache_folder(p.config.cache_dir)
+            self.data,
+            p.plan.cache_tier,
+            p.plan.cache_dtype,
+            p.run.cache_folder(p.config.cache_dir),
+            Augmented.of(self.data["train"], p.config),
         )
         progress = self._progress()
         context = Context(

@@ -61,10 +61,11 @@ def sweep(
     """
     objective.train_mode(False)
     found = Swept({}, {})
-    for split in boundaries.splits if splits is None else splits:
+    for split in (boundaries.splits if write else boundaries.judged) if splits is None else splits:
         source = boundaries.source(split)
         rows = len(source.labels)
-        score = None if module.passed else objective.task.score(source.labels, keep=split == keep)
+        judged = split in boundaries.judged and not module.passed
+        score = objective.task.score(source.labels, keep=split == keep) if judged else None
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
         for z, labels, start, count in all_rows(source, buffer):
             out, logits = budget.attempt(
@@ -121,10 +122,11 @@ def swept_through(
     for stepper in steppers:
         stepper.objective.train_mode(False)
     found = [Swept({}, {}) for _ in steppers]
-    for split in boundaries.splits:
+    for split in boundaries.splits if write else boundaries.judged:
         data = boundaries.source(split)
         rows = len(data.labels)
-        scores = [stepper.objective.task.score(data.labels, keep=split == keep) for stepper in steppers]
+        judged = steppers if split in boundaries.judged else ()
+        scores = [stepper.objective.task.score(data.labels, keep=split == keep) for stepper in judged]
         progress.enter("cache" if write else "validate", -(-rows // batch))
         for first in range(0, rows, batch):
             count = min(batch, rows - first)
@@ -144,7 +146,8 @@ def swept_through(
                     if not bool(torch.isfinite(logits).all()):
                         where = boundaries.index + index
                         raise _not_finite(where, modules[index].label, split, stepper.buffer[:part], first + at)
-                    scores[index].add(logits, labels)
+                    if judged:
+                        scores[index].add(logits, labels)
                     if index + 1 < len(steppers):
                         put(out)
                     elif write:
@@ -155,7 +158,6 @@ def swept_through(
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
-        for swept, score in zip(found, scores, strict=True):
-            swept.take(split, score, keep=split == keep)
-        del scores, score
+        for swept in found if judged else ():
+            swept.take(split, scores.pop(0), keep=split == keep)
     return found

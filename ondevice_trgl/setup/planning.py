@@ -70,6 +70,8 @@ def plan_staged(
         {name: split["samples"] for name, split in record.data.items()},
     )
 
+    cached = sum(rows.values()) + (record.config.view_count - 1) * rows["train"]
+
     def plan(*, pareto: bool = False) -> Plan:
         return make_plan(
             chain,
@@ -77,7 +79,7 @@ def plan_staged(
             record.config,
             budget_bytes=stated_budget(record.config),
             floor_bytes=floor_bytes,
-            rows=sum(rows.values()),
+            rows=cached,
             train_rows=rows["train"],
             val_rows=rows.get("val", 0),
             measured=rehearsals.above,
@@ -93,7 +95,7 @@ def plan_staged(
     chosen = plan(pareto=True)
     if record.config.enforce and rehearsals.possible:
         chosen = loosened(chosen, costs, rehearsals)
-    written = write_bytes(chosen, chain, costs, record.config, rows=sum(rows.values()), train_rows=rows["train"])
+    written = write_bytes(chosen, chain, costs, record.config, rows=cached, train_rows=rows["train"])
     chosen = dataclasses.replace(chosen, write_bytes=written)
     if record.why_budget:
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))

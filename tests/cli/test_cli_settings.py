@@ -28,7 +28,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "class_weights": "1, 2.5", "precision": "auto", "task": "classes", "metric": "pkg.mod:own",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
-        "device": "cuda:1", "threads": 3, "seed": 7, "balance": True,
+        "device": "cuda:1", "threads": 3, "seed": 7, "balance": True, "augment": "crop, pkg.mod:own", "views": 3,
     }  # fmt: skip
     assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"
     argv: list[str] = []
@@ -44,6 +44,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "lr_steps": [0.25, 0.5],
         "class_weights": [1.0, 2.5],
         "weights_skip": ["fc", "head.weight"],
+        "augment": ["crop", "pkg.mod:own"],
     }
     assert {name: settings[name] for name in flags} == expected
     assert (job.run_dir, job.force, job.baseline, job.allocator) == (Path("somewhere"), True, "skip", "glibc")
