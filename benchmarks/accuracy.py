@@ -85,7 +85,7 @@ def _fashion(model: str = "resnet56", cuts: tuple[int, ...] = (4, 8, 16)) -> Par
 def _finetune() -> Part:
     import lite0
 
-    ways = [Way("last", {"modules": 1, "train": "last"})]
+    ways = [Way("last", {"modules": 1, "train": "last", "lr": 0.01})]
     for rate in (0.01, 0.05):  # of which validation chooses one for each
         ways += [Way(f"e2e-{rate}", {"lr": rate}, end_to_end="e2e")]
         for modules in (2, 4, 8):

@@ -55,19 +55,33 @@ def stall_seconds(proc: Path = _PROC, sys: Path = _SYS) -> tuple[float, str] | N
     return None
 
 
+def page_faults() -> int:
+    """Times that this process touched memory which the kernel had to give first; 0 where that is not counted."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 class Watch:
     """What the system counts from now on."""
 
     def __init__(self) -> None:
-        self._events, self._stall = memory_events(), stall_seconds()
+        self._events, self._stall, self._faults = memory_events(), stall_seconds(), page_faults()
 
     def since(self) -> dict[str, Any]:
-        """JSON-ready: `memory_events`, `stall_seconds` (None without PSI) and `stall_meter`."""
+        """JSON-ready: `memory_events`, `stall_seconds` (None without PSI) and `stall_meter`, `page_faults` (minor)."""
         stall, waited = stall_seconds(), None
         if stall is not None and self._stall is not None:
             waited = stall[0] - self._stall[0]
         events = {name: count - self._events.get(name, 0) for name, count in memory_events().items()}
-        return {"memory_events": events, "stall_seconds": waited, "stall_meter": stall[1] if stall else "none"}
+        return {
+            "memory_events": events,
+            "stall_seconds": waited,
+            "stall_meter": stall[1] if stall else "none",
+            "page_faults": page_faults() - self._faults,
+        }
 
 
 def _limits(proc: Path, sys: Path) -> list[tuple[Path, int]]:

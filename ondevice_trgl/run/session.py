@@ -122,6 +122,9 @@ class Session:
             boundaries.close(keep=not completed)  # the next sitting goes on from it
             if completed:
                 p.run.clear_cache(p.config.cache_dir)
+            else:
+                with contextlib.suppress(OSError):
+                    boundaries.folder.rmdir()  # where nothing was sealed
             evict(*p.partition.modules, *p.heads)
             release_memory()
 
