@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.errors import UsageError, first_line
 from ondevice_trgl.imported import function_named, name_of
 
@@ -97,22 +98,21 @@ class Augmented:
                 )
         self.view(1).read([0], torch.zeros(1, *shape, dtype=dtype))
 
+    def generators_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Around calls of `change`: functions of the user's draw from the global generators."""
+        return contextlib.nullcontext() if all(name in KNOWN for name, _ in self.steps) else _generators_kept()
+
     @torch.no_grad()
     def change(self, sample: Tensor, view: int, index: int) -> None:
         """Make view `view` of sample `index`, which `sample` holds, in place."""
         key = hashlib.blake2b(f"{self.seed} {self.lap} {view} {index}".encode(), digest_size=8).digest()
         seed = int.from_bytes(key, "little") >> 1
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw() -> float:
-            return float(torch.rand((), generator=generator))
-
+        draw = random.Random(seed).random
         for number, (name, function) in enumerate(self.steps):
             if name in KNOWN:
                 function(sample, draw)
             else:
-                with _drawing_from(seed + number):
-                    sample.copy_(_checked(name, function, sample.clone()))
+                sample.copy_(_drawn(name, function, sample, seed + number))
 
 
 class View:
@@ -129,9 +129,21 @@ class View:
         """Fill out[:len(indices)]; returns their labels. Raises UsageError where a function of the user's fails."""
         labels = self._of.source.read(indices, out)
         if self._number:
-            for sample, index in zip(out, indices, strict=False):
-                self._of.change(sample, self._number, int(index))
+            with self._of.generators_kept():
+                for sample, index in zip(out, indices, strict=False):
+                    self._of.change(sample, self._number, int(index))
         return labels
+
+
+def _drawn(name: str, function: Callable[[Tensor], Any], sample: Tensor, seed: int) -> Tensor:
+    """What `function` makes of `sample` where all global generators start from `seed`."""
+    had_numpy = _numpy_random() is not None
+    _start_from(seed)
+    found = _checked(name, function, sample.clone())
+    if had_numpy or _numpy_random() is None:
+        return found
+    _start_from(seed)  # it has loaded numpy, whose generator starts anywhere
+    return _checked(name, function, sample.clone())
 
 
 def _checked(name: str, function: Callable[[Tensor], Any], sample: Tensor) -> Tensor:
@@ -140,6 +152,8 @@ def _checked(name: str, function: Callable[[Tensor], Any], sample: Tensor) -> Te
     try:
         found = function(sample)
     except Exception as error:  # whatever the user's function does
+        if lacks_memory(error):
+            raise  # which is the budget's affair: the step is tried again
         raise UsageError(
             f"augmentation {name} raised {type(error).__name__}: {first_line(error)}",
             hint=f"it is given one sample, {dtype} {shape}",
@@ -154,19 +168,27 @@ def _checked(name: str, function: Callable[[Tensor], Any], sample: Tensor) -> Te
 
 
 @contextlib.contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """The global generators start from `seed`, and are put back behind it; numpy's where it is loaded."""
-    kept = random.getstate()
-    numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
+def _generators_kept() -> Iterator[None]:
+    """Behind it the global generators are as they were; that of numpy, where it is loaded meanwhile, is anywhere."""
+    kept, numpy = random.getstate(), _numpy_random()
     before = None if numpy is None else numpy.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        if numpy is not None:
-            numpy.seed(seed % (1 << 32))
         try:
             yield
         finally:
             random.setstate(kept)
             if numpy is not None:
                 numpy.set_state(before)
+            elif (loaded := _numpy_random()) is not None:
+                loaded.seed()
+
+
+def _start_from(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := _numpy_random()) is not None:
+        numpy.seed(seed % (1 << 32))
+
+
+def _numpy_random() -> Any:
+    return getattr(sys.modules.get("numpy"), "random", None)

@@ -12,8 +12,9 @@ def disk_line(report: Report) -> str | None:
     if written is None:
         text = f"{format_size(predicted or 0)} will be written, checkpoints in mid-training aside"
     else:
+        without = "without checkpoints in mid-training and resumes"
         text = f"{format_size(written)} written"
-        text += "" if predicted is None else f", {format_size(predicted)} predicted without checkpoints in mid-training"
+        text += "" if predicted is None else f", {format_size(predicted)} predicted {without}"
     if not report.flash_endurance_bytes:
         return text
     bytes_ = predicted if written is None else written

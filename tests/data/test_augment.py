@@ -1,7 +1,7 @@
 """Views of samples: what is done to them, that they are drawn by their key alone, and what is refused."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -100,6 +100,22 @@ def test_no_global_generator_is_touched(given: Any) -> None:
     assert state() == before
 
 
+def test_a_function_that_loads_numpy_as_it_is_called_draws_the_same(run_python: Callable[..., str]) -> None:
+    source = (
+        "import sys\n"
+        "from tests.data.test_augment import augmented, numbered, read\n"
+        "names = [name for name in sys.modules if name.split('.')[0] == 'numpy'] or __import__('numpy') and ['numpy']\n"
+        "hidden = {name: sys.modules.pop(name) for name in names}\n"
+        "def own(sample):\n"
+        "    sys.modules.update(hidden)\n"
+        "    return numbered(sample)\n"
+        "of = augmented(own)\n"
+        "print(read(of, 1, [0]).sum().item(), read(of, 1, [0]).sum().item())"
+    )
+    first, again = run_python(source).split()
+    assert first == again
+
+
 def test_crop_moves_by_an_eighth_at_most_and_fills_with_zeros() -> None:
     picture = Data().values[0]
     for down, right in ((0.0, 0.0), (0.5, 0.5), (0.99, 0.99), (0.99, 0.0)):
@@ -144,6 +160,14 @@ def test_colour_changes_contrast_around_the_mean_and_brightness() -> None:
 def test_what_a_function_may_not_do(given: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         augmented(given).try_out(torch.float32)
+
+
+def test_want_of_memory_is_no_fault_of_the_function() -> None:
+    def hungry(sample: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        augmented(hungry).try_out(torch.float32)
 
 
 def test_pictures_are_asked_for() -> None:

@@ -60,6 +60,21 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(
     assert fit.weights("part") == whole(**settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"schedule": "parallel"}, {"train": "last"}, {"cache": "memory"}],
+    ids=["sequential", "parallel", "last", "memory"],
+)
+def test_views_behind_a_frozen_front(settings: dict[str, Any], fit: Fit, whole: Whole) -> None:
+    settings = AUGMENT | {"freeze_until": "blocks.0", "modules": "auto"} | settings
+    assert fit("part", callbacks=[At("on_step_end", 3, pause)], **settings).status == "paused"
+    report = fit("part", resume=True, **settings)
+    assert fit.weights("part") == whole(**settings) != whole(**settings | {"augment": ("crop",)})
+    rows = 26 + 9 + 9 + 2 * 26
+    assert report.modules[0].passed
+    assert report.modules[0].cache_write_bytes == 4 * 216 * rows
+
+
 def test_every_view_is_kept_and_taken_up(fit: Fit, whole: Whole) -> None:
     assert fit("part", callbacks=[At("on_step_end", LAST, pause)], **AUGMENT).status == "paused"
     views = {name for name in files(fit) if "view" in name}

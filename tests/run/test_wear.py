@@ -104,9 +104,9 @@ def planned(report: Report, **changes: Any) -> str | None:
 
 def test_in_words(fit: Fit) -> None:
     report = dataclasses.replace(fit("run"), predicted_write_bytes=3 << 20, written_bytes=4 << 20)
-    assert planned(report) == "4.0 MiB written, 3.0 MiB predicted without checkpoints in mid-training"
+    assert planned(report) == "4.0 MiB written, 3.0 MiB predicted without checkpoints in mid-training and resumes"
     assert planned(report, flash_endurance_bytes=(4 << 20) * 1000) == (
-        "4.0 MiB written, 3.0 MiB predicted without checkpoints in mid-training; "
+        "4.0 MiB written, 3.0 MiB predicted without checkpoints in mid-training and resumes; "
         "one run is 0.1% of the 0.00419 TB that the flash memory stands"
     )
     assert planned(report, written_bytes=None) == "3.0 MiB will be written, checkpoints in mid-training aside"
