@@ -19,6 +19,7 @@ MAX_LINES = 320
 # renderers, so it stands above the run and they below it.
 ROOMS = (
     "errors",
+    "durable",
     "imported",
     "processes",
     "units",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ondevice_trgl.errors import StorageError
+from ondevice_trgl.durable import write_text
 
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
@@ -35,18 +35,7 @@ class Seal:
 
     def write(self, path: Path) -> None:
         """Write the seal of the boundary `path`, atomically. Raises StorageError."""
-        place = seal_of(path)
-        temporary = place.with_suffix(".tmp")
-        try:
-            with temporary.open("w", encoding="ascii") as file:
-                json.dump(dataclasses.asdict(self), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {place}: {error.strerror}", hint="free some disk space, then resume"
-            ) from error
+        write_text(seal_of(path), json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> "Seal | None":

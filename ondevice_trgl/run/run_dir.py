@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice_trgl.durable import write_json, write_text
 from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
 from ondevice_trgl.run.lock import held
 
@@ -199,30 +200,6 @@ class RunDir:
 
 def _cannot_be_made(path: Path, error: OSError) -> RunDirError:
     return RunDirError(f"run directory {path} cannot be made: {error.strerror}", hint="choose another --run-dir")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write `path` atomically and durably, as UTF-8; bytes of file names that are none are escaped.
-
-    Raises StorageError.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume"
-        ) from error
-    return path
-
-
-def write_json(path: Path, record: dict[str, Any]) -> Path:
-    """Write `path` atomically and durably as JSON. Raises StorageError."""
-    return write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""Text files that are written whole or not at all, and are on the disk when that is done."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ondevice_trgl.errors import StorageError
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `path` atomically and durably, as UTF-8; bytes of file names that are none are escaped.
+
+    Raises StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume"
+        ) from error
+    return path
+
+
+def write_json(path: Path, record: dict[str, Any]) -> Path:
+    """Write `path` atomically and durably as JSON. Raises StorageError."""
+    return write_text(path, json.dumps(record, indent=2) + "\n")
