@@ -48,9 +48,8 @@ WORKLOADS = {
 }
 
 
-def measure(workload: Workload, repeat: int | None) -> dict[str, Any]:
+def compared(arguments: list[str]) -> dict[str, Any]:
     """What `compare --json` prints, with the command that it was; exits where that is no comparison."""
-    arguments = workload.arguments(repeat)
     done = subprocess.run([sys.executable, "-m", "ondevice_trgl", *arguments], stdout=subprocess.PIPE, check=False)
     record: dict[str, Any] = json.loads(done.stdout or "{}")
     if "rows" not in record:
@@ -114,7 +113,7 @@ def main() -> None:
         parser.error(f"unknown workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        measured = {name: measure(WORKLOADS[name], asked.repeat)}
+        measured = {name: compared(WORKLOADS[name].arguments(asked.repeat))}
         workloads = recorded() | measured
         ordered = {known: workloads[known] for known in WORKLOADS if known in workloads}
         RESULTS.parent.mkdir(exist_ok=True)

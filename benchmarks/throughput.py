@@ -10,10 +10,11 @@ workload that was run replaces its own record in results/throughput.json. Half a
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from peak_memory import compared
 
 RESULTS = Path(__file__).resolve().parent / "results" / "throughput.json"
 EPOCHS = 10
@@ -26,15 +27,11 @@ WORKLOADS = {
 
 
 def measure(name: str, allocator: str, repeat: int) -> dict[str, Any]:
-    """What `compare --json` prints; exits where that is no comparison."""
+    """One comparison, as `compare --json` prints it."""
     model, data, batch, modules, budget = WORKLOADS[name]
     work = ["--model", model, "--data", data, "--batch-size", batch, "--modules", modules, "--epochs", str(EPOCHS)]
     arguments = ["compare", *work, "--budget", budget, "--allocator", allocator, "--repeat", str(repeat), "--json"]
-    done = subprocess.run([sys.executable, "-m", "ondevice_trgl", *arguments], stdout=subprocess.PIPE, check=False)
-    record: dict[str, Any] = json.loads(done.stdout or "{}")
-    if "rows" not in record:
-        raise SystemExit(f"{' '.join(arguments)} ended with status {done.returncode}")
-    return record
+    return compared(arguments)
 
 
 def recorded() -> dict[str, Any]:
