@@ -37,7 +37,8 @@ class DiskCache(BoundaryCache):
         size = rows * self.row_bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            seal_of(path).unlink(missing_ok=True)  # before a byte of what it stood for is written over
+            for old in (seal_of(path), path):  # the seal first; and a link is not written through
+                old.unlink(missing_ok=True)
             free = shutil.disk_usage(path.parent).free
             if size > free:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -72,7 +73,7 @@ class DiskCache(BoundaryCache):
         found, size = cls.__new__(cls), len(labels) * row
         BoundaryCache.__init__(found, len(labels), shape, seal.dtype)
         try:
-            found._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            found._file = os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
             if os.fstat(found._file).st_size != size:
                 os.truncate(found._file, size)  # what is missing reads as zeros, which are no chunk's
         except OSError:

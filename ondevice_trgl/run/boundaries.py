@@ -1,6 +1,7 @@
 """The boundary that the module in training reads, and the one that it writes: at most two stand at a time."""
 
 import contextlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -127,7 +128,9 @@ class Boundaries:
         self._read, self.index = dict(sealed), index
         kept = {self.path(index, split).stem for split in sealed}
         for path in self.folder.glob("boundary-*"):
-            if path.stem not in kept:
+            if path.stem not in kept and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # nothing of ours
+            elif path.stem not in kept:
                 with contextlib.suppress(OSError):
                     path.unlink()
 

@@ -93,7 +93,12 @@ def take_up(context: Context, lineage: Lineage, index: int) -> None:
         if found and lost <= _MOST_DAMAGE * rows:
             if lost:
                 context.run.event("mended", boundary=boundary, rows=lost)
-                _mend(context, boundary, {split: found[split] for split in found if damaged[split]}, damaged)
+                try:
+                    _mend(context, boundary, {split: found[split] for split in found if damaged[split]}, damaged)
+                except BaseException:
+                    for cache in found.values():
+                        cache.close(keep=True)  # the next sitting mends it
+                    raise
             boundaries.take_up(boundary, found)
             context.run.event("taken_up", boundary=boundary)
             return

@@ -1,7 +1,6 @@
 """Who works on a run: a lock on its folder or on one of its files, which ends with the process that holds it."""
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ def held(path: Path, *, shared: bool = False) -> Iterator[None]:
         return
     try:
         for left in reversed(range(_TRIES)):
-            if _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if _locked(file, shared=shared):
                 break
             if not left:
                 raise RunDirError(
@@ -46,15 +45,19 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _locked(file, fcntl.LOCK_SH)
+        return not _locked(file, shared=True)
     finally:
         os.close(file)
 
 
-def _locked(file: int, kind: int) -> bool:
-    """Whether nobody is in the way of a lock of that kind."""
+def _locked(file: int, *, shared: bool) -> bool:
+    """Whether nobody is in the way of such a lock."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        import fcntl  # not everywhere
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -96,12 +96,29 @@ def test_damaged_chunks_alone_are_made_again(fit: Fit, whole: Whole, monkeypatch
     assert files(fit) == []
 
 
-@pytest.mark.parametrize("what", ["seal of one split", "most of it", "a weight", "a buffer", "the samples"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "seal of one split",
+        "a folder in its place",
+        "a link in its place",
+        "most of it",
+        "a weight",
+        "a buffer",
+        "the samples",
+    ],
+)
 def test_what_is_torn_or_stale_or_foreign_is_made_again(what: str, fit: Fit) -> None:
     stopped(fit)
     cache, train = fit.path("part") / "cache", None
     if what == "seal of one split":
         (cache / "boundary-003-val.json").unlink()
+    elif what == "a folder in its place":
+        (cache / "boundary-003-train.bin").unlink()
+        (cache / "boundary-003-train.bin" / "inside").mkdir(parents=True)
+    elif what == "a link in its place":
+        (cache / "boundary-003-train.bin").rename(fit.path("elsewhere"))
+        (cache / "boundary-003-train.bin").symlink_to(fit.path("elsewhere"))
     elif what == "most of it":
         (cache / "boundary-003-train.bin").write_bytes(b"")
     elif what == "the samples":
@@ -122,6 +139,8 @@ def test_what_is_torn_or_stale_or_foreign_is_made_again(what: str, fit: Fit) -> 
     assert set(passed.batches) == {0, 1, 2}
     assert not events(fit, "taken_up")
     assert files(fit) == []
+    if what == "a link in its place":
+        assert len(fit.path("elsewhere").read_bytes()) == 26 * 6 * 6 * 6 * 4  # not written through
 
 
 def test_a_run_killed_between_two_modules_takes_up_the_one_before(fit: Fit, whole: Whole) -> None:
