@@ -18,6 +18,7 @@ from ondevice_trgl.device.allocator import release_memory, tune
 from ondevice_trgl.device.limit import lacks_memory
 from ondevice_trgl.device.meter import meter_for, own_peak_rss
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.waiting import Waiting
 from ondevice_trgl.end_to_end import LEAST_STEPS, Pace, plain, tuned
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import BaselineRequest
@@ -155,12 +156,15 @@ def _measure(request: BaselineRequest) -> BaselineReport:
         steps, judge = tuned(model, data, config, pace, batch, micro, device, dtype, checkpoint=checkpoint, chain=chain)
         release_memory()  # as the module-wise run does before it trains
         release_code_pages()
+    waiting = None if request.name == "plain" else Waiting(torch.get_num_threads())  # as module-wise training has it
     floor = meter.current_bytes()
     seconds: list[float] = []
     torch.manual_seed(mix(config.seed, 3))
     while len(seconds) < pace.steps and (pace.full or len(seconds) <= LEAST_STEPS or sum(seconds) <= _MOST_SECONDS):
         started = time.perf_counter()
         next(steps)
+        if waiting is not None:
+            waiting.look()
         seconds.append(time.perf_counter() - started)
     judged = {name: judge(split, pace.full) for name, split in (("val", data.val), ("test", data.test))}
     timed = seconds[1:] or seconds  # the first step warms up

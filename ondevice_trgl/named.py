@@ -53,7 +53,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, p
         data = sources(bundle.train, bundle.val, bundle.test)
         chain = network_of(run, lambda: build_for(workload, bundle, config.seed), data["train"], run_dir, config)
         opened = open_run(run_dir, data, config, chain)
-        before = max(peak_before, meter.peak_bytes() if meter.kind == "rss" else 0)
+        before = max(peak_before, meter.peak_bytes()) if meter.kind == "rss" else 0
         report = Session(
             opened, data, callbacks, threading.Event(), meter, device, started, before, ask=now, frugal=True
         ).run()

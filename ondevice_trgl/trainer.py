@@ -8,6 +8,7 @@ The run directory is what one step hands to the next:
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import MemoryLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.start import patient_environment
 from ondevice_trgl.device.tree import descendants_bytes, process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
 from ondevice_trgl.model.store import ModuleStore, bytes_in, fill, is_evicted, state_of
@@ -208,7 +210,7 @@ class Trainer:
             request = PlanRequest(folder, process_tree_rss(), floor_bytes=max(0, floor - held))
             # an app may run where no second Python can be started, and two processes have less room than one
             with contextlib.suppress(ProcessDiedError, BudgetInfeasibleError):
-                self._ask("plan", request.to_dict())
+                self._ask("plan", request.to_dict(), environment=patient_environment(os.environ))
                 return chain, Plan.from_dict(read_json(folder / PLAN))
         return chain, self._planned_here(chain, record, folder, meter)
 

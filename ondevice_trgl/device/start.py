@@ -1,7 +1,7 @@
 """The environment that a process starts in: which C allocator is preloaded, and how threads wait.
 
-Both can only be chosen where a process starts. `tuned_environment` is that of this package's own processes,
-`plain_environment` that of a script which nobody tuned, to be measured against.
+`tuned_environment` is that of the processes of this package that train, `patient_environment` that of its short-lived
+ones, `plain_environment` that of a script which nobody tuned, to be measured against.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,23 @@ _TUNING = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 
 def tuned_environment(given: Mapping[str, str], choice: str) -> dict[str, str]:
-    """`given` with what a process under the allocator `choice` (auto, tcmalloc, glibc, system) starts with.
-
-    Threads that spin while they wait for each other are fastest on an idle machine and ten times slower beside an app
-    that wants the cores too, so they spin briefly, unless `given` says otherwise.
-    """
+    """`given` with what a process under the allocator `choice` (auto, tcmalloc, glibc, system) starts with."""
     environment = dict(given)
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
     library, preloaded = tcmalloc_library(), environment.get("LD_PRELOAD")
     wanted = choice == "tcmalloc" or (choice == "auto" and not preloaded)
     if wanted and library is not None and allocator_name() != "tcmalloc":
         environment["LD_PRELOAD"] = f"{library}:{preloaded}" if preloaded else str(library)
+    return environment
+
+
+def patient_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """`given`, but that threads spin briefly while they wait for each other, unless it says otherwise.
+
+    What trains looks at the load, see `Waiting`; a process of seconds does not, and beside an app it must not crawl.
+    """
+    environment = dict(given)
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
     return environment
 
 

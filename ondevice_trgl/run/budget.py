@@ -9,6 +9,7 @@ from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import CODE_GROWTH_BYTES, Leftovers, MemoryLimit, lacks_memory
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.waiting import Waiting
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.run.hands import Hands
 from ondevice_trgl.units import format_size
@@ -54,6 +55,7 @@ class Budget:
         limit.lift()
         self.hands = Hands(apart=limit.refuses_code)
         self._leftovers = self.hands.do(Leftovers)
+        self.waiting = Waiting(self.hands.threads)
         limit.calibrate()  # a thread has started
         self._ask, self._asked = ask, budget_bytes
         self._more = self._at_start = self._grown = 0
@@ -127,8 +129,9 @@ class Budget:
         return self._meter.current_bytes()
 
     def end(self) -> None:
-        """Put back the limit that was there before, and end the thread that was started."""
+        """Put back the limit that was there before, and end the threads that were started."""
         self.limit.lift()
+        self.waiting.close()
         self.hands.close()
 
     def make_room(self) -> None:
@@ -144,6 +147,7 @@ class Budget:
 
     def attempt(self, work: Callable[[], T], what: str) -> T:
         """`work()`, and once more after giving memory back where it lacks some. Raises BudgetExceededError."""
+        self.waiting.look()  # here, as every batch comes by, whatever is done with it
         try:
             return self.hands.do(work)
         except Exception as error:

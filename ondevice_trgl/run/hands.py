@@ -12,21 +12,29 @@ from typing import TypeVar
 
 import torch
 
+from ondevice_trgl.device.waiting import end_team
+
 T = TypeVar("T")
 _NEW_SIZES = count(17)
 
 
 class Hands:
-    """Computes in a thread of its own, with `apart`, or else in the caller's. To be used by one thread."""
+    """Computes in a thread of its own, with `apart`, or else in the caller's. To be used by one thread.
+
+    Meanwhile the caller's thread computes alone: beside a second team of threads, none would wait for each other awake.
+    """
 
     def __init__(self, *, apart: bool) -> None:
         self._worker: ThreadPoolExecutor | None = None
+        self.threads = torch.get_num_threads()
+        """That compute: a number of each thread's own."""
         if apart:
             self._start()
 
     def _start(self) -> None:
-        threads = torch.get_num_threads()  # a number of each thread's own
-        self._worker = ThreadPoolExecutor(1, "trgl-compute", initializer=lambda: torch.set_num_threads(threads))
+        end_team()
+        torch.set_num_threads(1)
+        self._worker = ThreadPoolExecutor(1, "trgl-compute", initializer=lambda: torch.set_num_threads(self.threads))
 
     def do(self, work: Callable[[], T]) -> T:
         """`work()`; what it raises is raised here."""
@@ -48,6 +56,7 @@ class Hands:
         if self._worker is not None:
             self._worker.shutdown()
             self._worker = None
+            torch.set_num_threads(self.threads)
 
 
 def _compiles() -> bool:

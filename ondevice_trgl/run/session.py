@@ -182,7 +182,7 @@ class Session:
             status=status,
             message=message,
             total_seconds=time.perf_counter() - self.started + seconds_before,
-            environment=describe_environment(threads=torch.get_num_threads(), device=str(self.device)),
+            environment=describe_environment(threads=self.budget.hands.threads, device=str(self.device)),
             workload=p.record.reported,
             preprocessing=p.record.preprocessing,
             pressure=scheduler.pressures,

@@ -68,12 +68,11 @@ def sweep(
         score = objective.task.score(source.labels, keep=split == keep) if judged else None
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
         for z, labels, start, count in all_rows(source, buffer):
-            out, logits = budget.attempt(
+            out, logits, finite = budget.attempt(
                 partial(_evaluate, objective, z, count, device),
                 f"a forward pass of {len(z)} samples through module {boundaries.index}",
             )
-            logits = None if logits is None else logits.cpu()
-            if not bool(torch.isfinite(out if logits is None else logits).all()):
+            if not finite:
                 raise _not_finite(boundaries.index, module.label, split, z[:count], start)
             if logits is not None and score is not None:
                 score.add(logits, labels)
@@ -88,8 +87,11 @@ def sweep(
     return found
 
 
-def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return objective.evaluate(z.to(device), count)
+def _evaluate(objective: Objective, z: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor | None, bool]:
+    """As `Objective.evaluate`, logits on the CPU, and whether what comes last is finite."""
+    out, logits = objective.evaluate(z.to(device), count)
+    finite = bool(torch.isfinite(out if logits is None else logits).all())
+    return out, None if logits is None else logits.cpu(), finite
 
 
 def _not_finite(index: int, label: str, split: str, z: Tensor, start: int) -> NonFiniteError:
@@ -137,13 +139,12 @@ def swept_through(
                 for at in range(0, count, len(stepper.buffer)):
                     part = min(len(stepper.buffer), count - at)
                     labels = source.read(range(offset + at, offset + at + part), stepper.buffer)
-                    out, logits = budget.attempt(
+                    out, logits, finite = budget.attempt(
                         partial(_evaluate, stepper.objective, stepper.buffer, part, device),
                         f"a forward pass of {len(stepper.buffer)} samples through module {boundaries.index + index}",
                     )
                     assert logits is not None  # the frozen front is not among them
-                    logits = logits.cpu()
-                    if not bool(torch.isfinite(logits).all()):
+                    if not finite:
                         where = boundaries.index + index
                         raise _not_finite(where, modules[index].label, split, stepper.buffer[:part], first + at)
                     if judged:

@@ -176,7 +176,7 @@ def _plan(request: PlanRequest) -> dict[str, Any]:
             record,
             rehearsals,
             floor_bytes=floor,
-            set_up=lambda: max(request.set_up_bytes, helper.meter.highest_bytes()),
+            set_up=lambda: max(request.set_up_bytes, helper.meter.highest_bytes()) if helper.meter.kind == "rss" else 0,
         )
         report = planned_report(chain, plan, record, helper.meter)
         _write(request.folder / REPORT, report.to_dict())

@@ -19,7 +19,7 @@ from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allowance import Allowance
 from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.pages import release_code_pages
-from ondevice_trgl.device.start import plain_environment
+from ondevice_trgl.device.start import patient_environment, plain_environment
 from ondevice_trgl.device.tree import process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
 from ondevice_trgl.job import Job
@@ -104,9 +104,11 @@ def _set_up(job: Job, folder: Path, ask: Ask, *, weights: bool, told: Told | Non
     waiting = process_tree_rss() + _WAITING_CODE_BYTES
     try:
         prepared_bytes = _prepare(job, waiting, ask, told)
-        staged = Took(**ask("stage", StageRequest(job, folder, waiting, weights).to_dict()))
+        patient = patient_environment(os.environ)
+        staged = Took(**ask("stage", StageRequest(job, folder, waiting, weights).to_dict(), environment=patient))
         ours = sorted(name for name in sys.modules if name.split(".")[0] in ("ondevice_trgl", "rich"))
-        ask("plan", PlanRequest(folder, waiting, ours, set_up_bytes=max(staged.peak_bytes, prepared_bytes)).to_dict())
+        request = PlanRequest(folder, waiting, ours, set_up_bytes=max(staged.peak_bytes, prepared_bytes))
+        ask("plan", request.to_dict(), environment=patient)
     except ProcessDiedError as died:
         said = "".join(getattr(died, "__notes__", ()))
         if job.config.budget_bytes is None or not any(word in said for word in _LACKING):

@@ -143,7 +143,7 @@ def test_an_interrupted_child_leaves_nothing(tmp_path: Path, there: bool) -> Non
     if there:
         (tmp_path / "run").mkdir()
 
-    def interrupted(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def interrupted(name: str, request: dict[str, Any], **_: Any) -> dict[str, Any]:
         (Path(request["folder"]) / "weights.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -153,7 +153,7 @@ def test_an_interrupted_child_leaves_nothing(tmp_path: Path, there: bool) -> Non
 
 
 def test_a_child_that_dies_leaves_nothing(tmp_path: Path) -> None:
-    def died(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def died(name: str, request: dict[str, Any], **_: Any) -> dict[str, Any]:
         raise ProcessDiedError(f"the {name} process failed", returncode=-9, hint="memory")
 
     with pytest.raises(ProcessDiedError, match="the stage process failed") as caught:
@@ -231,7 +231,7 @@ class Refusing:
         self.least, self.named = least, named
         self.tried: list[int] = []
 
-    def __call__(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, name: str, request: dict[str, Any], **_: Any) -> dict[str, Any]:
         if name == "plan":
             return {"peak_bytes": 1}
         budget = int(Job.from_dict(request["job"]).config.budget_bytes or 0)
@@ -277,7 +277,7 @@ def test_setting_up_that_lacks_memory_is_refused_with_a_budget_that_works(tmp_pa
 class Crashing(Refusing):
     """Ends by a signal, where `Refusing` would refuse."""
 
-    def __call__(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, name: str, request: dict[str, Any], **_: Any) -> dict[str, Any]:
         try:
             return super().__call__(name, request)
         except BudgetInfeasibleError:
