@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl.errors import ConfigError, SizeError
+from ondevice_trgl.errors import ConfigError, SizeError, UsageError
 from ondevice_trgl.policy import parse_budget
-from ondevice_trgl.units import parse_size
+from ondevice_trgl.units import parse_interval, parse_size
 
 Check = Callable[[Any], str | None]
 
@@ -60,6 +60,14 @@ def size(value: Any) -> str | None:
         parse_size(value)
     except SizeError as error:
         return f"{error.message.split(' ', 2)[-1]}; write it like 600MB or 2GiB"
+    return None
+
+
+def interval(value: Any) -> str | None:
+    try:
+        parse_interval(value if isinstance(value, str) else "")
+    except UsageError:
+        return "expected an interval like 30s, 5min, 1h or 200steps"
     return None
 
 

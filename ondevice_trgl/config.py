@@ -148,6 +148,9 @@ class TrainConfig(OptimizerSettings):
     """Most bytes that the cache may take on disk."""
     cache_dtype: str = setting("auto", checks.one_of(*CACHE_DTYPES))
     """auto is fp32, or bf16, or int8, where that would not fit `cache_limit`. Where much would be lost, a wider one."""
+    checkpoint_every: str = setting("60s", checks.interval)
+    """How often a module is saved in mid-training: 30s, 5min, 1h, 200steps. A pause, and the end of a module, save it
+    in any case."""
     enforce: bool = setting(True, checks.switch)
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""

@@ -203,11 +203,13 @@ class Trainer:
         record = RunRecord.from_dict(read_json(folder / RECORD))
         release_memory()
         release_code_pages()
-        room = stated_budget(record.config) - process_tree_rss()
-        if not record.no_blueprint and room > _LEAST_ROOM_BYTES:
-            floor = meter.current_bytes() + descendants_bytes() if meter.kind == "rss" else 0
-            held = 0 if is_evicted(chain.model) else bytes_in(state_of(chain.model).values())
-            request = PlanRequest(folder, process_tree_rss(), floor_bytes=max(0, floor - held))
+        has_room = meter.kind != "rss" or stated_budget(record.config) - process_tree_rss() > _LEAST_ROOM_BYTES
+        if not record.no_blueprint and has_room:
+            floor = meter.current_bytes()
+            if meter.kind == "rss":
+                held = 0 if is_evicted(chain.model) else bytes_in(state_of(chain.model).values())
+                floor = max(0, floor + descendants_bytes() - held)
+            request = PlanRequest(folder, process_tree_rss(), floor_bytes=floor)
             # an app may run where no second Python can be started, and two processes have less room than one
             with contextlib.suppress(ProcessDiedError, BudgetInfeasibleError):
                 self._ask("plan", request.to_dict(), environment=patient_environment(os.environ))
@@ -218,11 +220,12 @@ class Trainer:
         """The plan, made in this process: without a blueprint, or without room for another process."""
         release_memory()
         release_code_pages()
-        limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances())
+        limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances(self.device))
         if not (folder / COSTS).is_file():
             self._measured_here(chain, record.config, folder, meter, limit)
         release_memory()
         release_code_pages()
+        beside = descendants_bytes() if meter.kind == "rss" else 0
         rehearsals = Rehearsals(
             chain,
             record.config,
@@ -230,12 +233,12 @@ class Trainer:
             limit,
             memo,
             rehearsed_task(record, chain),
-            room_bytes=stated_budget(record.config) - descendants_bytes(),
+            room_bytes=stated_budget(record.config) - beside,
             scratch=folder,
             steps=STEPS_OF_AN_APP,
         )
         try:
-            floor = rehearsals.floor_bytes + descendants_bytes()
+            floor = rehearsals.floor_bytes + beside
             if not is_evicted(chain.model) and meter.kind == "rss":
                 floor -= bytes_in(state_of(chain.model).values())
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)

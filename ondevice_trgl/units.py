@@ -1,9 +1,10 @@
-"""Byte sizes as people write them. Inside the package bytes are always `int`."""
+"""Byte sizes and intervals as people write them. Inside the package bytes are always `int`."""
 
 import re
 from decimal import Decimal
+from typing import NamedTuple
 
-from ondevice_trgl.errors import SizeError
+from ondevice_trgl.errors import SizeError, UsageError
 
 _UNITS = {
     "": 1,
@@ -11,6 +12,8 @@ _UNITS = {
     **{f"{letter}{suffix}": 1000**power for power, letter in enumerate("kmgt", 1) for suffix in ("", "b")},
     **{f"{letter}i{suffix}": 1024**power for power, letter in enumerate("kmgt", 1) for suffix in ("", "b")},
 }
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_INTERVAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 _SIZE = re.compile(r"\s*([+-]?\d+(?:[._]?\d+)*)\s*([a-zA-Z]*)\s*")
 
 
@@ -47,3 +50,21 @@ def format_size(size: int | float) -> str:
         if value < 1024:
             return f"{sign}{value:.1f} {unit}" if value < 10 else f"{sign}{value:.0f} {unit}"
     return f"{sign}{value / 1024:.2f} GiB"
+
+
+class Interval(NamedTuple):
+    """Either seconds or steps."""
+
+    seconds: float | None
+    steps: int | None
+
+
+def parse_interval(text: str) -> Interval:
+    """ "90s", "5min", "1h", or "200 steps". Raises UsageError where it cannot be read or is not positive."""
+    match = _INTERVAL.fullmatch(text)
+    number, unit = (match[1], match[2]) if match else ("0", "")
+    if unit in ("step", "steps") and number.isdecimal() and int(number):
+        return Interval(None, int(number))
+    if unit in _SECONDS and float(number):
+        return Interval(float(number) * _SECONDS[unit], None)
+    raise UsageError(f"{text!r} is no interval", hint="write it like 30s, 5min, 1h or 200steps")

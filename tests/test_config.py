@@ -81,6 +81,8 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("micro_batch", "all"),
         ("cache", "tape"),
         ("cache_dir", 3),
+        ("checkpoint_every", "60"),
+        ("checkpoint_every", 60),
         ("cache_limit", "0"),
         ("cache_dtype", "fp8"),
         ("device", "gpu"),

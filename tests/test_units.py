@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice_trgl.errors import SizeError
-from ondevice_trgl.units import format_size, parse_size
+from ondevice_trgl.errors import SizeError, UsageError
+from ondevice_trgl.units import format_size, parse_interval, parse_size
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,26 @@ def test_case_and_spaces_do_not_matter(count: int, unit: str) -> None:
 )
 def test_format_size(size: float, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "steps"),
+    [
+        ("90s", 90.0, None),
+        ("0.5 min", 30.0, None),
+        ("2h", 7200.0, None),
+        ("200steps", None, 200),
+        (" 1 step ", None, 1),
+    ],
+)
+def test_an_interval_is_of_time_or_of_steps(text: str, seconds: float | None, steps: int | None) -> None:
+    assert parse_interval(text) == (seconds, steps)
+
+
+@pytest.mark.parametrize("text", ["", "60", "0s", "0 steps", "1.5 steps", "-3s", "5 minutes", "s", "nan s"])
+def test_what_is_no_interval_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="200steps"):
+        parse_interval(text)
 
 
 @given(st.integers(1, 10**15))

@@ -36,7 +36,7 @@ class BoundaryCache(ABC):
         self.labels[start:stop] = labels
         if len(labels):
             self.lost = max(self.lost, self.codec.error(activations[0]))
-        self._write(start, self.codec.encode(activations))
+        self._keep(start, activations)
         self.bytes_written += len(labels) * self.row_bytes
         self._filled = stop
 
@@ -48,13 +48,25 @@ class BoundaryCache(ABC):
         """Fill out[:len(indices)] with those rows; returns their labels. Raises DamagedFileError."""
         self._read(indices, out)
         self.bytes_read += len(indices) * self.row_bytes
+        return self.labels_of(indices)
+
+    def labels_of(self, indices: Sequence[int]) -> Tensor:
+        """Labels or targets of those rows."""
         if isinstance(indices, range) and indices.step == 1:
             return self.labels[indices.start : indices.stop]
         return self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
+    def views(self, indices: Sequence[int]) -> list[Tensor] | None:
+        """Those rows, each (*shape), where they lie, for a GPU to copy by itself; None where it cannot."""
+        return None
+
     def ahead(self, indices: Sequence[int]) -> None:
         """Rows that will be read next, for a tier that can make use of the time until then."""
         return
+
+    def _keep(self, start: int, activations: Tensor) -> None:
+        """Keep activations, (n, *shape) on any device, from row `start` on."""
+        self._write(start, self.codec.encode(activations))
 
     @abstractmethod
     def _write(self, start: int, block: Tensor) -> None:

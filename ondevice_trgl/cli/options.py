@@ -215,6 +215,7 @@ _declare(
     choices=config.ALLOCATORS,
     default="auto",
 )
+_declare(_P, "checkpoint_every", str, "--checkpoint-every T", "Save in mid-training: 30s, 5min, 200steps.")
 _declare(_P, "run_dir", str, "-o --run-dir PATH", "Where the run goes. (default: a new folder in runs/)")
 _declare(_P, "force", bool, "--force", "Write over what is there.", default=False)
 _declare(

@@ -262,6 +262,15 @@ def limit_for(device: torch.device) -> MemoryLimit:
     return NoLimit()
 
 
+def start_libraries(device: torch.device) -> None:
+    """Have cuBLAS and cuDNN take on a GPU what they keep as long as the process lives."""
+    with torch.enable_grad():
+        image = torch.ones(2, 8, 16, 16, device=device)
+        kernel = torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+        matrix = torch.ones(16, 16, device=device, requires_grad=True)
+        (torch.nn.functional.conv2d(image, kernel).sum() + (image[0, 0] @ matrix).sum()).backward()
+
+
 def _memory(proc: Path) -> dict[str, int]:
     pairs = (line.split(":") for line in (proc / "status").read_text("ascii", errors="replace").splitlines())
     wanted = ("VmData", "VmStk", "RssAnon", "RssFile", "RssShmem")

@@ -9,6 +9,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _PROBE_BYTES = 16 << 20
+_DRIVER_SECONDS = 5.0
 
 
 class PeakMeter(Protocol):
@@ -42,6 +44,10 @@ class PeakMeter(Protocol):
 
     def current_bytes(self) -> int:
         """Use at this moment."""
+
+    def facts(self) -> dict[str, int]:
+        """What it knows of the whole time beside the peak, by name, in bytes."""
+        return {}
 
     def close(self) -> None:
         """Give back what the meter holds."""
@@ -167,8 +173,26 @@ class CudaMeter(PeakMeter):
             raise TrglError(f"no CUDA device {index}: torch sees {count}", hint="--device cpu trains on the processor")
         self._cuda = torch.cuda
         self._index = index
+        self._highest = {"gpu_allocated_bytes": 0, "gpu_reserved_bytes": 0, "gpu_driver_bytes": 0}
+        self._asked = float("-inf")
+
+    def look(self) -> None:
+        """Ask the driver, every few seconds: it takes a millisecond."""
+        if (now := time.monotonic()) - self._asked >= _DRIVER_SECONDS:
+            self._asked = now
+            self._take(gpu_driver_bytes=self.driver_bytes() or 0)
+
+    def facts(self) -> dict[str, int]:
+        """The highest that tensors took, that the allocator reserved, and that the driver was seen to count for this
+        process, CUDA context included; without the last where the driver does not tell."""
+        self._take(gpu_allocated_bytes=self.allocated_peak_bytes(), gpu_reserved_bytes=self.peak_bytes())
+        return {name: size for name, size in self._highest.items() if size}
+
+    def _take(self, **sizes: int) -> None:
+        self._highest |= {name: max(size, self._highest[name]) for name, size in sizes.items()}
 
     def reset(self) -> None:
+        self._take(gpu_allocated_bytes=self.allocated_peak_bytes(), gpu_reserved_bytes=self.peak_bytes())
         self._cuda.reset_peak_memory_stats(self._index)
 
     def peak_bytes(self) -> int:

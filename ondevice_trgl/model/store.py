@@ -271,10 +271,14 @@ def parameter_count(*modules: nn.Module | None) -> int:
     return sum(math.prod(shape_of(p)) for module in modules if module is not None for p in module.parameters())
 
 
-def fill_with_noise(*modules: nn.Module | None) -> None:
-    """Give evicted tensors memory of their own again, with values that train: for measuring what they take."""
+def fill_with_noise(*modules: nn.Module | None, device: torch.device | None = None) -> None:
+    """Give evicted tensors memory of their own again, with values that train: for measuring what they take.
+
+    On `device`, or where they were.
+    """
     for tensor in _tensors(modules):
-        values = torch.ones(shape_of(tensor), dtype=tensor.dtype, device=tensor.device)  # a variance is positive
+        values = torch.ones(shape_of(tensor), dtype=tensor.dtype, device=device or tensor.device)
+        # a variance is positive
         tensor.data = values.normal_(0.0, 0.05) if isinstance(tensor, nn.Parameter) else values
 
 

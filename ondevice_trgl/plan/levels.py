@@ -9,7 +9,7 @@ SMALL_MICRO_BATCH = 4
 """Below this a step is mostly overhead: everything else is tried first."""
 
 
-def levels_of(config: TrainConfig, batch: int, *, exact: bool) -> list[Level]:
+def levels_of(config: TrainConfig, batch: int, *, exact: bool, on_gpu: bool) -> list[Level]:
     """For `batch` samples a step. `exact`: accumulating gradients of micro-batches changes nothing in the result."""
     micros = [micro for micro in range(batch, 0, -1) if batch % micro == 0]
     fixed = config.micro_batch
@@ -21,7 +21,6 @@ def levels_of(config: TrainConfig, batch: int, *, exact: bool) -> list[Level]:
     larger = [micro for micro in micros[1:] if micro >= SMALL_MICRO_BATCH]
     groups = [full + larger, small] if exact else [full, larger, small]
     found = [Level(micro, again) for group in groups for again in (False, True) for micro in group]
-    on_cpu = config.device != "cuda" and not config.device.startswith("cuda:")
-    if not on_cpu or config.schedule == "parallel":  # there all modules' state is in memory between their steps
+    if on_gpu or config.schedule == "parallel":  # there all modules' state is in memory between their steps
         return found
     return found + [dataclasses.replace(level, spilled=True) for level in found]

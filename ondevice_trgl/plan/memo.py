@@ -55,9 +55,11 @@ class Memo:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def circumstances() -> dict[str, Any]:
-    """What every figure depends on, on this machine as it is now."""
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What every figure depends on that is measured on `device` of this machine as it is now."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
+        **gpu,
         "code": _code_stamp(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -52,18 +52,20 @@ def make_plan(
     scale: float = 1.0,
     set_up_bytes: int = 0,
     pareto: bool = False,
+    pinned_bytes: int | None = None,
 ) -> Plan:
     """The plan for `rows` cached samples, `train_rows` of which are trained on and `val_rows` validated on.
 
     `scratch` is the share of the tensors that is allowed for beside them in modules that were not measured, `scale`
     what predictions above the floor are multiplied with (see `falsify`), `set_up_bytes` what the processes that set the
-    run up took at most. With `pareto` the plan lists what else could be chosen, which takes a second or two for a deep
-    network.
+    run up took at most. On a GPU `pinned_bytes` of RAM may be pinned for the cache. With `pareto` the plan lists what
+    else could be chosen, which takes a second or two for a deep network.
 
     Raises BudgetInfeasibleError with the smallest budget that a plan exists for, PartitionError for a number of
     modules or a boundary that cannot be had, UsageError where the cache has no room.
     """
-    planner = Planner(chain, costs, config, floor_bytes, rows, train_rows, val_rows, measured or {}, scratch, scale)
+    counts, known = (rows, train_rows, val_rows), measured or {}
+    planner = Planner(chain, costs, config, floor_bytes, counts, known, scratch, scale, pinned_bytes)
     least_cache: int | None = None
     for candidate in planner.candidates(budget_bytes):
         for dtype in planner.cache_dtypes:
@@ -95,23 +97,23 @@ class Planner:
         costs: Costs,
         config: TrainConfig,
         floor: int,
-        rows: int,
-        train_rows: int,
-        val_rows: int,
+        counts: tuple[int, int, int],
         measured: Measured,
         scratch: float,
         scale: float,
+        pinned_bytes: int | None,
     ) -> None:
         self.chain, self.config = chain, config
+        rows, train_rows, val_rows = counts
         self.floor, self.rows, self.train_rows = floor, rows, train_rows
         self.batch = min(config.batch_size, train_rows)
         self.parallel = config.schedule == "parallel"
-        self.cache_tier = "disk" if config.cache == "auto" else config.cache
         # as long as there is room, nothing is rounded
         self.cache_dtypes = NARROWER if config.cache_dtype == "auto" else (config.cache_dtype,)
         widest = max((row_bytes(a.out_shape, self.cache_dtypes[0]) for a in chain.segments[:-1]), default=0)
-        # two boundaries stand at a time: the one that is read and the one that is written
-        self.beside = 2 * rows * widest if self.cache_tier == "memory" else 0
+        two = 2 * rows * widest  # boundaries stand at a time: the one that is read and the one that is written
+        self.cache_tier = config.cache if config.cache != "auto" else "memory" if two <= (pinned_bytes or 0) else "disk"
+        self.beside = two if self.cache_tier == "memory" and pinned_bytes is None else 0
         self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
         self.beside += 4 * val_rows * chain.num_outputs  # predictions of the validation samples
         if config.metric != AUTO:  # which is given those of a whole split, of every module that trains side by side
@@ -120,7 +122,7 @@ class Planner:
         self.costs = costs
         self.fewest = Fewest(chain, config)
         self.exact = self.fewest.exact
-        self.levels = levels_of(config, self.batch, exact=self.exact)
+        self.levels = levels_of(config, self.batch, exact=self.exact, on_gpu=pinned_bytes is not None)
         self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
         self.scale = scale
         self._front: tuple[int, ...] = (0,)

@@ -89,6 +89,12 @@ def _spilling(plan: Plan) -> list[str]:
     ]
 
 
+_WHY_THERE = {
+    "disk": "the kernel keeps in RAM what is free, and can take it back",
+    "memory": "pinned beside the GPU, which copies from there by itself; a run that is killed makes it again",
+}
+
+
 def _cache(plan: Plan, config: TrainConfig) -> list[str]:
     if config.schedule == "parallel":
         turns = "parallel: weights and optimizer state of all modules stay in memory"
@@ -97,8 +103,8 @@ def _cache(plan: Plan, config: TrainConfig) -> list[str]:
         reasons = [f"{turns}; nothing is cached{' but ' if cached else ''}{' and '.join(cached)}"]
     else:
         reasons = [
-            f"cache on {plan.cache_tier}: "
-            + ("as asked" if config.cache != "auto" else "the kernel keeps in RAM what is free, and can take it back")
+            f"cache {'in' if plan.cache_tier == 'memory' else 'on'} {plan.cache_tier}: "
+            + ("as asked" if config.cache != "auto" else _WHY_THERE[plan.cache_tier])
         ]
     if config.cache_dtype == "auto" and plan.cache_dtype != "fp32":
         limit = format_size(config.cache_limit_bytes or 0)

@@ -33,10 +33,21 @@ def memory_notes(report: Report) -> list[str]:
     for name, words in _EVENTS.items():
         if times := report.system.get("memory_events", {}).get(name, 0):
             notes.append(f"the container {words} {times} {'time' if times == 1 else 'times'}")
+    notes += _on_the_gpu(report.system)
     stalled = report.system.get("stall_seconds") or 0.0
     if stalled >= _NOTABLE_STALL:
         notes.append(f"something waited for memory for {stalled:.1f} s ({report.system.get('stall_meter')})")
     return notes
+
+
+def _on_the_gpu(system: Mapping[str, Any]) -> list[str]:
+    """What the GPU's memory was taken by, as three see it."""
+    if not (reserved := system.get("gpu_reserved_bytes")):
+        return []
+    note = f"on the GPU tensors took {format_size(system['gpu_allocated_bytes'])} of {format_size(reserved)} reserved"
+    if driver := system.get("gpu_driver_bytes"):
+        note += f"; the driver counts {format_size(driver)}, CUDA context included"
+    return [note]
 
 
 def _kept(report: Report) -> list[str]:

@@ -193,7 +193,9 @@ class Report:
     """Where the budget was changed while training: budget_bytes and measured_peak_bytes of each stretch."""
     system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the system counted in the last sitting: `memory_events` of the process's cgroup (high, max, oom, oom_kill),
-    `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so."""
+    `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so. Of a GPU the highest
+    `gpu_allocated_bytes` (tensors), `gpu_reserved_bytes` (what the budget holds) and `gpu_driver_bytes` (as the driver
+    counts, CUDA context included, where it does)."""
 
     predicted_write_bytes: int | None = None
     """That an undisturbed run writes to disk: weights, boundaries, modules, spilled optimizer state; checkpoints in

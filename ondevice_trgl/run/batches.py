@@ -21,9 +21,9 @@ class Source(Protocol):
         ...
 
 
-def buffer_for(micro_batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The one input buffer of a module, (micro_batch, *shape), reused for every batch."""
-    return torch.zeros((micro_batch, *shape), dtype=dtype)
+def buffer_for(micro_batch: int, shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool = False) -> Tensor:
+    """An input buffer of a module, (micro_batch, *shape), reused for every batch; `pinned` for copies to a GPU."""
+    return torch.zeros((micro_batch, *shape), dtype=dtype, pin_memory=pinned)
 
 
 def shuffled(rows: int, *key: int) -> list[int]:

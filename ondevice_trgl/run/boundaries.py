@@ -20,7 +20,8 @@ SPLITS = ("train", "val", "test")
 class Boundaries:
     """Sources of every split at one boundary, starting at the dataset (boundary 0).
 
-    With `views`, the training samples are kept in several, each as a split of its own; "train" is view 0.
+    With `views`, the training samples are kept in several, each as a split of its own; "train" is view 0. What is kept
+    in memory is pinned where it is `for_gpu`.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class Boundaries:
         dtype: str,
         folder: Path,
         views: Augmented | None = None,
+        *,
+        for_gpu: bool = False,
     ) -> None:
-        self._views = views
+        self._views, self._for_gpu = views, for_gpu
         self.data = data if views is None else {**data, **{f"view{k}": views.view(k) for k in range(1, views.count)}}
         self.tier, self.dtype, self.folder = tier, dtype, folder
         self._read: dict[str, BoundaryCache] = {}
@@ -94,7 +97,7 @@ class Boundaries:
 
     def _new(self, split: str, rows: int, shape: tuple[int, ...], dtype: str) -> BoundaryCache:
         if self.tier == "memory":
-            return MemoryCache(rows, shape, dtype)
+            return MemoryCache(rows, shape, dtype, for_gpu=self._for_gpu)
         return DiskCache(self.path(self.index + 1, split), rows, shape, dtype)
 
     def path(self, index: int, split: str) -> Path:

@@ -8,16 +8,16 @@ from torch import Tensor
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.run_dir import WEIGHTS
-
-CHECKPOINT_SECONDS = 60.0
+from ondevice_trgl.units import parse_interval
 
 
 class Checkpointer:
     """Saves modules of `context`, and knows when the next checkpoint in mid-training is due."""
 
-    def __init__(self, context: Context, seconds: float = CHECKPOINT_SECONDS) -> None:
-        self._context, self._seconds = context, seconds
-        self._saved_at = time.perf_counter()
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._every = parse_interval(context.config.checkpoint_every)
+        self._saved_at, self._steps = time.perf_counter(), 0
         self._saves = 0
         self._written_before = 0
 
@@ -54,8 +54,11 @@ class Checkpointer:
                 callback.load_state_dict(dict(state))
 
     def is_due(self) -> bool:
-        """Whether the last checkpoint is old."""
-        return time.perf_counter() - self._saved_at >= self._seconds
+        """Whether the last checkpoint is old. To be asked once behind every step."""
+        self._steps += 1
+        if self._every.steps is not None:
+            return self._steps >= self._every.steps
+        return time.perf_counter() - self._saved_at >= (self._every.seconds or 0.0)
 
     def save(
         self,
@@ -78,7 +81,7 @@ class Checkpointer:
             lambda: context.store.save(index, module, head, values, optim=optim, run=run, pending=pending),
             f"the checkpoint of module {index}",
         )
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._steps = time.perf_counter(), 0
 
     def commit(self) -> None:
         """Let all that is pending be the checkpoint, at once. Raises StorageError."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.device.allowance import Allowance
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import UsageError
 from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.report.model import Report, read_report
@@ -60,14 +60,15 @@ def allowed(stated: Stated, device: torch.device) -> Callable[[], int]:
 
 @contextlib.contextmanager
 def global_state_kept(threads: int | None) -> Iterator[None]:
-    """Torch's thread count and random generator as they were, whatever happens inside."""
+    """Torch's thread count and the random generators as they were, whatever happens inside."""
     before: int = torch.get_num_threads()
-    state: Tensor = torch.get_rng_state()
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    state = Randomness.now(device)
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        state.restore(device)
         if threads is not None:
             torch.set_num_threads(before)

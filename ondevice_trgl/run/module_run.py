@@ -2,9 +2,12 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
+from ondevice_trgl.device.randomness import Randomness, seed_all
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
@@ -16,6 +19,7 @@ from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.stepping import Pressed, located, stepper_of
+from ondevice_trgl.run.sweep import Swept
 from ondevice_trgl.trgl.multiplier import Multiplier
 from ondevice_trgl.trgl.step import Tally
 
@@ -42,6 +46,8 @@ class ModuleRun:
             frozen=self.module.frozen,
             passed=self.module.passed,
         )
+        self._reached = self.position.epoch, self.position.step
+        """Epochs that are behind the training, and steps of the next."""
         self.warm = context.warm_epochs(index, lap)
         self.multiplier = Multiplier.of(context.config, self.measured.multiplier if self.position.is_begun else None)
         if not self.position.is_begun:
@@ -60,9 +66,8 @@ class ModuleRun:
         if not self.stepper.optimizer.parameters:
             return
         self.stepper.objective.train_mode(True)
-        random = self.context.store.load_extra(self.index, "run", torch.device("cpu"))
-        if "rng" in random:
-            torch.set_rng_state(random["rng"])
+        device = self.context.device
+        Randomness.of(self.context.store.load_extra(self.index, "run", torch.device("cpu"))).restore(device)
         self._judge_late()
         for epoch in range(self.position.epoch, self.warm + self.context.epochs(self.index)):
             if self._is_stalled(epoch):
@@ -83,11 +88,12 @@ class ModuleRun:
         if done:
             progress.tally = dataclasses.replace(self.position.tally)
         else:
-            torch.manual_seed(mix(seed, self.lap, self.index, epoch, 1))
+            seed_all(mix(seed, self.lap, self.index, epoch, 1))
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
-            ahead(source, order[start + batch : start + 2 * batch])
-            self._step(source, order[start : start + batch])
+            following = order[start + batch : start + 2 * batch]
+            ahead(source, following)
+            self._step(source, order[start : start + batch], following if len(following) == batch else [])
         measured, tally = self.measured, progress.tally
         measured.train_loss, measured.transport_cost = tally.mean_task_loss(), tally.mean_transport()
         self.note_peak()
@@ -121,7 +127,7 @@ class ModuleRun:
         """Accuracy on the validation set, in eval mode; weights that are the best so far are kept on disk."""
         context, progress, measured = self.context, self.context.progress, self.measured
         started, place = time.perf_counter(), (progress.phase, progress.phase_steps, progress.step)
-        swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=False, splits=("val",))
+        swept = self._sweep(write=False, splits=("val",))
         progress.phase, progress.phase_steps, progress.step = place
         self.stepper.objective.train_mode(True)
         accuracy = progress.val_accuracy = swept.accuracy["val"]
@@ -134,13 +140,13 @@ class ModuleRun:
             self._checkpoint()  # a run that is resumed looks for what it kept, and not for what came later
             self.best.drop(but=epoch)
 
-    def _step(self, source: Source, indices: list[int]) -> None:
+    def _step(self, source: Source, indices: list[int], following: list[int]) -> None:
         progress = self.context.progress
         progress.call("on_step_start")
         self._follow_the_budget()
         started = time.perf_counter()
         try:
-            tally = self.stepper.step(source, indices, self._lr())
+            tally = self.stepper.step(source, indices, self._lr(), following=following)
         except NonFiniteError as error:
             buffer = self.stepper.buffer
             where = f"lap {self.lap}, module {self.index} ({progress.module_name})"
@@ -151,6 +157,7 @@ class ModuleRun:
         self.measured.train_seconds += time.perf_counter() - started
         progress.tally.add(tally)
         progress.step += 1
+        self._reached = progress.reached()
         self.measured.epochs_done += 1.0 / progress.steps
         if self.measured.multiplier is not None and progress.epoch >= self.warm:
             self._move(tally)
@@ -158,13 +165,27 @@ class ModuleRun:
         if (peak := self.note_peak()) > self.context.budget.bytes:
             self.stepper.overran(peak)
             self.context.meter.reset()
-        pausing = progress.pause.is_set()
-        if pausing or self.checkpointer.is_due():
+        if progress.pause.is_set():
+            self._pause()
+        if self.checkpointer.is_due():
             self._checkpoint()
-        if pausing:
-            self.context.run.event("pause", lap=self.lap, module=self.index, epoch=progress.epoch, step=progress.step)
-            progress.call("on_pause")
-            raise Paused
+
+    def _pause(self) -> NoReturn:
+        """Stop here, with the training kept as it stands. Raises Paused."""
+        if self.stepper.optimizer.parameters:
+            self._checkpoint()
+        epoch, step = self._reached
+        self.context.run.event("pause", lap=self.lap, module=self.index, epoch=epoch, step=step)
+        self.context.progress.call("on_pause")
+        raise Paused
+
+    def _sweep(self, *, write: bool, splits: Sequence[str] | None = None) -> Swept:
+        """Every sample through the module, behind an epoch. Raises Paused, with the training kept as it stands."""
+        buffer = self.stepper.buffer
+        try:
+            return self.context.sweep(self.index, self.stepper.objective, buffer, write=write, splits=splits)
+        except Paused:
+            self._pause()
 
     def _move(self, tally: Tally) -> None:
         """The multiplier, behind the step that `tally` is of."""
@@ -178,7 +199,7 @@ class ModuleRun:
     def _checkpoint(self) -> None:
         """Save the module in mid-training."""
         progress, measured = self.context.progress, self.measured
-        epoch, step = progress.reached()
+        epoch, step = self._reached
         measured.train_loss, measured.transport_cost = progress.tally.mean_task_loss(), progress.tally.mean_transport()
         self.note_peak()
         read = measured.cache_read_bytes + self.context.boundaries.traffic()[0]
@@ -190,7 +211,7 @@ class ModuleRun:
             progress.tally,
             self.stepper.rung,
         )
-        random = {"rng": torch.get_rng_state()} if step else {}
+        random = Randomness.now(self.context.device).tensors() if step else {}
         self.checkpointer.save(self.index, position, optim=self.stepper.optimizer.state, run=random)
 
     def _follow_the_budget(self) -> None:
@@ -213,7 +234,7 @@ class ModuleRun:
             best = measured.best_epoch
             context.budget.attempt(lambda: self.best.bring_back(best), f"the best epoch of module {self.index}")
         started, (read, _) = time.perf_counter(), boundaries.traffic()
-        swept = context.sweep(self.index, self.stepper.objective, self.stepper.buffer, write=not last)
+        swept = self._sweep(write=not last)
         measured.cache_seconds += time.perf_counter() - started
         measured.cache_write_bytes += boundaries.traffic()[1]
         if not last:

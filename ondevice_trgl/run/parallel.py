@@ -12,9 +12,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NoReturn
 
 import torch
 
+from ondevice_trgl.device.randomness import Randomness, seed_all
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.run.batches import Source, epoch_order, mix, place
@@ -61,7 +63,7 @@ class Parallel(Scheduler):
             self._reach(plan.passed)
         parts, trained = self._parts(), self._is_done(0, plan.num_modules - 1)
         if trained:
-            self._sweep(parts)  # what the classifier reads is gone
+            self._sweep(parts, trained=True)  # what the classifier reads is gone
         else:
             progress.call("on_module_start")
             self._train_all(parts)
@@ -112,7 +114,7 @@ class Parallel(Scheduler):
             budget.attempt(stepper.optimizer.allocate, f"optimizer state of module {index}")
             stepper.objective.train_mode(True)
             parts.append(_Part(index, stepper, measured, multiplier, dataclasses.replace(position.tally)))
-        self._relay = Relay(context.plan.batch_size, [module.out_shape for module in modules[:-1]])
+        self._relay = Relay(context.plan.batch_size, [module.out_shape for module in modules[:-1]], context.device)
         self._steps_here = 0
         return parts
 
@@ -120,8 +122,8 @@ class Parallel(Scheduler):
         """All epochs that are left. Raises Paused, NonFiniteError, BudgetExceededError, StorageError."""
         position = self.checkpointer.position(parts[0].index)
         random = self.context.store.load_extra(parts[0].index, "run", torch.device("cpu"))
-        if "rng" in random:
-            torch.set_rng_state(random["rng"])
+        Randomness.of(random).restore(self.context.device)
+        self._reached = position.epoch, position.step
         for epoch in range(position.epoch, self.context.config.epochs):
             self._epoch(parts, epoch, position.step if epoch == position.epoch else 0)
 
@@ -131,7 +133,7 @@ class Parallel(Scheduler):
         order = epoch_order(source.labels, config.seed, 0, 0, epoch=epoch, balance=config.balance)
         progress.start_epoch(epoch, done)
         if not done:
-            torch.manual_seed(mix(config.seed, 0, 0, epoch, 1))
+            seed_all(mix(config.seed, 0, 0, epoch, 1))
             for part in parts:
                 part.tally = Tally()
         progress.tally = parts[-1].tally
@@ -155,18 +157,22 @@ class Parallel(Scheduler):
         # where memory fails in the middle, some have made this step and others have not: the last checkpoint holds
         self._through(parts, source, indices)
         progress.step += 1
+        self._reached = progress.reached()
         self._steps_here += 1
         progress.call("on_step_end")
         if (peak := self._note_peak()) > budget.bytes:
             max(parts, key=lambda part: part.stepper.rung.peak_bytes).stepper.overran(peak)
             self.context.meter.reset()
-        pausing = progress.pause.is_set()
-        if pausing or self.checkpointer.is_due():
+        if progress.pause.is_set():
+            self._pause(parts)
+        if self.checkpointer.is_due():
             self._checkpoint(parts)
-        if pausing:
-            self.context.run.event("pause", lap=0, module=0, epoch=progress.epoch, step=progress.step)
-            progress.call("on_pause")
-            raise Paused
+
+    def _pause(self, parts: list[_Part]) -> NoReturn:
+        """Stop here, with the training kept as it stands. Raises Paused."""
+        self._checkpoint(parts)
+        self._tell_of_pause(0, *self._reached)
+        raise Paused
 
     def _through(self, parts: list[_Part], source: Source, indices: list[int]) -> None:
         """The samples `indices` through all modules, each of which makes its step."""
@@ -239,10 +245,9 @@ class Parallel(Scheduler):
 
     def _checkpoint(self, parts: list[_Part]) -> None:
         """Save all modules in mid-training, at once."""
-        progress = self.context.progress
-        epoch, step = progress.reached()
+        epoch, step = self._reached
         self._note(parts)
-        random = {"rng": torch.get_rng_state()} if step else {}
+        random = Randomness.now(self.context.device).tensors() if step else {}
         for part in parts:
             position = Position(0, epoch, step, part.measured, part.tally, part.stepper.rung)
             self.checkpointer.save(part.index, position, optim=part.stepper.optimizer.state, run=random, pending=True)
@@ -252,7 +257,7 @@ class Parallel(Scheduler):
         """The accuracies of all heads, and the last checkpoint."""
         context, progress = self.context, self.context.progress
         started = time.perf_counter()
-        swept = self._sweep(parts)
+        swept = self._sweep(parts, trained=False)
         seconds = (time.perf_counter() - started) / len(parts)
         parts[-1].measured.cache_write_bytes += context.boundaries.traffic()[1]
         self._note_peak()
@@ -274,17 +279,26 @@ class Parallel(Scheduler):
             context.run.event("module_end", lap=0, module=part.index, **vars(part.measured))
             progress.call("on_module_end")
 
-    def _sweep(self, parts: list[_Part]) -> list[Swept]:
-        """Every sample through the modules in training; what the last puts out is cached where a classifier follows."""
+    def _sweep(self, parts: list[_Part], *, trained: bool) -> list[Swept]:
+        """Every sample through the modules; what the last puts out is cached where a classifier follows.
+
+        Raises Paused, with the training kept as it stands; where they are `trained` it is kept already.
+        """
         context = self.context
-        return swept_through(
-            [part.stepper for part in parts],
-            context.boundaries,
-            context.progress,
-            [context.partition.modules[part.index] for part in parts],
-            context.device,
-            context.budget,
-            self._relay,
-            context.plan.batch_size,
-            write=context.plan.classifier,
-        )
+        try:
+            return swept_through(
+                [part.stepper for part in parts],
+                context.boundaries,
+                context.progress,
+                [context.partition.modules[part.index] for part in parts],
+                context.device,
+                context.budget,
+                self._relay,
+                context.plan.batch_size,
+                write=context.plan.classifier,
+            )
+        except Paused:
+            if not trained:
+                self._pause(parts)
+            self._tell_of_pause(0)
+            raise

@@ -9,13 +9,13 @@ from torch import Tensor
 class Relay:
     """The boundary activations of one batch, as a source for the next module and a place for its output.
 
-    Memory: two tensors, of (batch, *shape) at the widest boundary each.
+    Memory: two tensors on `device`, of (batch, *shape) at the widest boundary each.
     """
 
-    def __init__(self, batch: int, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, batch: int, shapes: Sequence[tuple[int, ...]], device: torch.device) -> None:
         self._batch = batch
         most = max((torch.Size(shape).numel() for shape in shapes), default=0)
-        self._halves = [torch.zeros(batch * most), torch.zeros(batch * most)]
+        self._halves = [torch.zeros(batch * most, device=device) for _ in range(2)]
         self.labels = torch.zeros(batch, dtype=torch.int64)
         self._read = self._written = torch.empty(0)
         self.shape: tuple[int, ...] = ()
@@ -52,5 +52,8 @@ class Relay:
     def read(self, indices: Sequence[int], out: Tensor) -> Tensor:
         """Fill the first rows of `out` with the samples `indices` of the batch; returns their labels."""
         rows = torch.as_tensor(list(indices))
-        torch.index_select(self._read, 0, rows, out=out[: len(rows)])
+        if out.device == self._read.device:
+            torch.index_select(self._read, 0, rows.to(out.device), out=out[: len(rows)])
+        else:
+            out[: len(rows)].copy_(self._read[rows.to(self._read.device)])
         return self.labels[rows]

@@ -8,6 +8,7 @@ from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.lineage import Lineage, take_up
+from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.module_run import ModuleRun
 from ondevice_trgl.run.stalled import has_stalled
 from ondevice_trgl.run.stepper import Pressure
@@ -78,7 +79,11 @@ class Scheduler:
             context.at(before)
             context.load(before)
             rung = rung_within(context.plan.ladders[before], context.budget.room)
-            context.sweep(before, context.objective(before, rung), context.buffer(before, rung), write=True)
+            try:
+                context.sweep(before, context.objective(before, rung), context.buffer(before, rung), write=True)
+            except Paused:
+                self._tell_of_pause(before)
+                raise
             context.evict(before)
             self._advance()
 
@@ -115,6 +120,11 @@ class Scheduler:
     def _advance(self) -> None:
         boundaries = self.context.boundaries
         boundaries.advance(producer=self._lineage.of(boundaries.index + 1) if boundaries.tier == "disk" else "")
+
+    def _tell_of_pause(self, module: int, epoch: int = 0, step: int = 0) -> None:
+        progress = self.context.progress
+        self.context.run.event("pause", lap=progress.lap, module=module, epoch=epoch, step=step)
+        progress.call("on_pause")
 
     def _stage(self, index: int) -> int:
         """Of the stretches that a lap goes through, the one of module `index`."""

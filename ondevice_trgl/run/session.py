@@ -15,6 +15,7 @@ from ondevice_trgl.device.container import Watch
 from ondevice_trgl.device.environment import describe_environment
 from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
+from ondevice_trgl.device.randomness import with_numpys
 from ondevice_trgl.device.tree import TreeMeter
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict, parameter_count
@@ -56,6 +57,9 @@ class Session:
 
     def __post_init__(self) -> None:
         self._watch = Watch()
+        record = self.opened.record
+        if record.no_blueprint or record.workload is None:
+            with_numpys()  # layers are code of the user's
         limit = limit_for(self.device) if self.opened.config.enforce else NoLimit()
         if self.meter.kind == "rss":
             self.meter = TreeMeter(self.meter)
@@ -78,6 +82,7 @@ class Session:
             p.plan.cache_dtype,
             p.run.cache_folder(p.config.cache_dir),
             Augmented.of(self.data["train"], p.config),
+            for_gpu=self.device.type == "cuda",
         )
         progress = self._progress()
         context = Context(
@@ -187,7 +192,7 @@ class Session:
             preprocessing=p.record.preprocessing,
             pressure=scheduler.pressures,
             budgets=self._budgets(),
-            system=self._watch.since(),
+            system=self._watch.since() | self.meter.facts(),
             stopped_behind=scheduler.stopped_behind,
             written_bytes=scheduler.checkpointer.written_bytes,
             flash_endurance_bytes=p.record.flash_endurance_bytes,

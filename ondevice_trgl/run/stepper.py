@@ -6,7 +6,6 @@ try is left: gradients are dropped, buffers and the random generator are put bac
 gradients are there.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ondevice_trgl.device.limit import lacks_memory
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import first_line
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.plan.plan import Rung, rung_within
-from ondevice_trgl.run.batches import Source, buffer_for, micro_batches
+from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.feed import Feed
 from ondevice_trgl.run.relay import Relay
 from ondevice_trgl.trgl.optim import Optimizer
 from ondevice_trgl.trgl.step import Objective, Tally, accumulate
@@ -73,7 +74,7 @@ class Stepper:
         if rung.spilled:
             self.optimizer.spill(self._scratch)
         self.objective = self._make(rung)
-        self._buffer: Tensor | None = None
+        self._feed: Feed | None = None
         self._between = 0
         own = state_of(self.objective.module).values()
         self._statistics = [tensor for tensor in own if not isinstance(tensor, nn.Parameter) and tensor.numel()]
@@ -84,42 +85,54 @@ class Stepper:
         self._budget.enforce(self.rung.peak_bytes if self.rung.measured else None)
 
     @property
-    def buffer(self) -> Tensor:
-        """The input buffer, (micro-batch, *in_shape)."""
-        if self._buffer is None:
-            self._buffer = buffer_for(self.rung.micro_batch_size, self._shape, self._dtype)
-        return self._buffer
+    def feed(self) -> Feed:
+        """What brings it (micro-batch, *in_shape) at a time."""
+        if self._feed is None:
+            self._feed = Feed(self.rung.micro_batch_size, self._shape, self._dtype, self._device)
+        return self._feed
 
-    def step(self, source: Source, indices: Sequence[int], lr: float, relay: Relay | None = None) -> Tally:
+    @property
+    def buffer(self) -> Tensor:
+        """An input buffer on the CPU, (micro-batch, *in_shape)."""
+        return self.feed.buffer
+
+    def step(
+        self,
+        source: Source,
+        indices: Sequence[int],
+        lr: float,
+        relay: Relay | None = None,
+        following: Sequence[int] = (),
+    ) -> Tally:
         """One update from the samples `indices`. Raises NonFiniteError, and BudgetExceededError below the last rung.
 
-        `relay` is given what the module put out for them, by the weights from before the update.
+        `relay` is given what the module put out for them, by the weights from before the update; `following` are the
+        samples of the next step.
         After either error, parameters, buffers and optimizer state are those from before the step.
         """
         if not self._made_room:
             self._hold()
         try:
-            return self._step(source, indices, lr, relay)
+            return self._step(source, indices, lr, relay, following)
         finally:
             if self._budget.is_tight:
                 self._budget.enforce()  # what is refused between two steps cannot be tried again
 
-    def _step(self, source: Source, indices: Sequence[int], lr: float, relay: Relay | None) -> Tally:
+    def _step(
+        self, source: Source, indices: Sequence[int], lr: float, relay: Relay | None, following: Sequence[int]
+    ) -> Tally:
         if self._between and self._budget.looks_at_growth():  # before anything is refused: not all code stands that
             self._budget.look_at_growth(self._between)
             self._fit("memory is in use beside training")
         if self._steps and self._budget.is_over():
             self._give_way(f"more than {format_size(self._budget.bytes)} in use between two steps")
         while True:
-            kept = [tensor.clone() for tensor in self._statistics], torch.get_rng_state(), random.getstate()
+            kept = [tensor.clone() for tensor in self._statistics], Randomness.now(self._device)
             cause = ""
             try:
                 self.optimizer.allocate()
                 self._held = self._held or self._budget.held_bytes()
-                moved = (
-                    (z.to(self._device), labels.to(self._device))
-                    for z, labels in micro_batches(source, indices, self.buffer)
-                )
+                moved = self.feed.micro_batches(source, indices, following)
                 count = self._batch // self.rung.micro_batch_size
                 onward = None if relay is None else relay.rewound()
                 tally = self._budget.hands.do(partial(accumulate, self.objective, moved, count, onward))
@@ -128,12 +141,11 @@ class Stepper:
                 self.optimizer.drop_gradients()
                 if not lacks_memory(error):
                     raise
-                cause = first_line(error)[:160]
+                cause = first_line(error).split(". GPU ")[0][:160]  # what is free on a GPU of others is no news
             # outside of the handler: until there the traceback keeps the tensors of the failed try alive
             for tensor, before in zip(self._statistics, kept[0], strict=True):
                 tensor.copy_(before)
-            torch.set_rng_state(kept[1])
-            random.setstate(kept[2])
+            kept[1].restore(self._device)
             self._give_way(cause)
         # where it stops for want of memory it goes on the second time: what is updated has no gradient any more
         self._budget.attempt(lambda: self.optimizer.step(lr), "the update")
@@ -184,7 +196,7 @@ class Stepper:
     def _change(self, cause: str, rung: Rung) -> None:
         before, warming = self.rung, self.objective.warming
         del self.objective
-        self._buffer = None
+        self._feed = None
         self._budget.make_room()
         self._take(rung)
         self.objective.warming = warming

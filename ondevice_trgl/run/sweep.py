@@ -12,6 +12,7 @@ from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.run.batches import Source, all_rows, check_finite, place
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.relay import Relay
 from ondevice_trgl.run.stepper import Stepper
@@ -57,7 +58,8 @@ def sweep(
     With `splits`, those alone.
 
     With `write`, the module's own boundary is cached; of the split `keep` the predictions are returned.
-    Raises NonFiniteError, StorageError, BudgetExceededError, and UsageError where a metric of the user's fails.
+    Raises Paused where that is asked for meanwhile, the next boundary left half written; NonFiniteError, StorageError,
+    BudgetExceededError, and UsageError where a metric of the user's fails.
     """
     objective.train_mode(False)
     found = Swept({}, {})
@@ -68,6 +70,8 @@ def sweep(
         score = objective.task.score(source.labels, keep=split == keep) if judged else None
         progress.enter("cache" if write else "validate", -(-rows // len(buffer)))
         for z, labels, start, count in all_rows(source, buffer):
+            if progress.pause.is_set():
+                raise Paused
             out, logits, finite = budget.attempt(
                 partial(_evaluate, objective, z, count, device),
                 f"a forward pass of {len(z)} samples through module {boundaries.index}",
@@ -77,7 +81,8 @@ def sweep(
             if logits is not None and score is not None:
                 score.add(logits, labels)
             if write:
-                boundaries.append(split, module.out_shape, out.cpu(), labels)
+                kept = partial(boundaries.append, split, module.out_shape, out, labels)
+                budget.attempt(kept, f"the cache behind module {boundaries.index}")
             progress.step += 1
             if write:
                 progress.call("on_cache_write")
@@ -131,6 +136,8 @@ def swept_through(
         scores = [stepper.objective.task.score(data.labels, keep=split == keep) for stepper in judged]
         progress.enter("cache" if write else "validate", -(-rows // batch))
         for first in range(0, rows, batch):
+            if progress.pause.is_set():
+                raise Paused
             count = min(batch, rows - first)
             relay.begin(data.labels[first : first + count], modules[0].out_shape)
             source: Source = data
@@ -152,7 +159,8 @@ def swept_through(
                     if index + 1 < len(steppers):
                         put(out)
                     elif write:
-                        boundaries.append(split, modules[index].out_shape, out.cpu(), labels)
+                        kept = partial(boundaries.append, split, modules[index].out_shape, out, labels)
+                        budget.attempt(kept, f"the cache behind module {boundaries.index + index}")
                 if index + 1 < len(steppers):
                     relay.advance(modules[index + 1].out_shape)
                 source = relay

@@ -8,7 +8,7 @@ import torch
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import tune
-from ondevice_trgl.device.limit import MemoryLimit, NoLimit, lacks_memory, limit_for, refused_bytes
+from ondevice_trgl.device.limit import MemoryLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.errors import BudgetInfeasibleError, ConfigError
@@ -52,8 +52,8 @@ class Helper:
 
     @property
     def room_bytes(self) -> int:
-        """What this process may take, the caller waiting beside it."""
-        return stated_budget(self.config) - self.caller_bytes
+        """What this process may take, the caller waiting beside it: it holds nothing on a GPU."""
+        return stated_budget(self.config) - (self.caller_bytes if self.meter.kind == "rss" else 0)
 
 
 def stated_budget(config: TrainConfig) -> int:
@@ -72,10 +72,10 @@ def as_helper(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     budget = stated_budget(config)
-    with meter_for(device_named(config.device)) as meter:
-        lifetime = Lifetime(meter, caller_bytes)
-        limit = limit_for(torch.device("cpu")) if meter.kind == "rss" else NoLimit()
-        helper = Helper(config, folder, caller_bytes, lifetime, limit, Memo(memo_folder(), **circumstances()))
+    device = device_named(config.device)
+    with meter_for(device) as meter:
+        lifetime, limit = Lifetime(meter, caller_bytes), limit_for(device)
+        helper = Helper(config, folder, caller_bytes, lifetime, limit, Memo(memo_folder(), **circumstances(device)))
         if meter.kind == "rss" and meter.current_bytes() > helper.room_bytes:
             raise too_large(budget, lifetime.highest_bytes())  # under a limit below that it could not even say so
         limit.set(helper.room_bytes)

@@ -14,8 +14,10 @@ import ondevice_trgl.named  # noqa: F401 -- the process that trains has it, and 
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
+from ondevice_trgl.device.host import left_bytes
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.randomness import with_numpys
 from ondevice_trgl.model.blueprint import from_blueprint
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import evict, parameter_count
@@ -47,6 +49,8 @@ _MOST_PLANS = 12
 """Plans that are rehearsed before one is taken as it is; each teaches something."""
 _LEAN_CALLER = 30_000_000
 """RSS of a caller that holds the modules that it names, and nothing else."""
+_PINNED_SHARE = 4
+"""Of what RAM is left beside a GPU, the part that a cache may be pinned in unless it is said where to keep it."""
 _SPARE_BYTES = 2_000_000
 """What the caller's display may grow by."""
 
@@ -87,6 +91,7 @@ def plan_staged(
             scale=rehearsals.scale,
             set_up_bytes=set_up(),
             pareto=pareto,
+            pinned_bytes=left_bytes() // _PINNED_SHARE if rehearsals.on_gpu else None,
         )
 
     for _ in range(_MOST_PLANS):
@@ -162,14 +167,15 @@ def _plan(request: PlanRequest) -> dict[str, Any]:
             rehearsed_task(record, chain),
             room_bytes=helper.room_bytes,
             scratch=request.folder,
-            steps=1 if record.workload is not None else STEPS_OF_AN_APP,
+            steps=1 if record.workload is not None and helper.meter.kind == "rss" else STEPS_OF_AN_APP,
         )
         release_memory()
         release_code_pages()
         floor = request.floor_bytes
-        if floor is None:
-            caller = _SPARE_BYTES + max(0, helper.caller_bytes - _LEAN_CALLER)
-            floor = rehearsals.floor_bytes + (caller if helper.meter.kind == "rss" else 0)
+        if helper.meter.kind != "rss":
+            floor = max(floor or 0, rehearsals.floor_bytes)
+        elif floor is None:
+            floor = rehearsals.floor_bytes + _SPARE_BYTES + max(0, helper.caller_bytes - _LEAN_CALLER)
         plan = plan_staged(
             request.folder,
             chain,
@@ -196,6 +202,7 @@ def _as_held(record: RunRecord, helper: Helper) -> tuple[Any, Chain]:
     if blueprint.is_file():
         return data, from_blueprint(read_json(blueprint))
     # without one the caller will build the network itself too, and hold what that imports
+    with_numpys()
     workload = record.workload
     with built(
         lambda: build_for(workload, bundle, record.config.seed), data, helper.folder, record.config, proof=False

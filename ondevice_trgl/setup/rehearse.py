@@ -15,8 +15,8 @@ import torch
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import HOLDS, TIGHT
-from ondevice_trgl.device.limit import MemoryLimit
-from ondevice_trgl.device.meter import PeakMeter, RssMeter
+from ondevice_trgl.device.limit import MemoryLimit, start_libraries
+from ondevice_trgl.device.meter import CudaMeter, PeakMeter, RssMeter
 from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.alike import likeness
@@ -31,6 +31,7 @@ from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Predictor, Rehearsed, from_smaller
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
+from ondevice_trgl.run.guards import device_named
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.setup.scene import Noise, Scene, sweep_once
 from ondevice_trgl.tasks import CLASSES
@@ -49,6 +50,9 @@ _SLACK = {"loose": 1.05, "firm": 1.01}
 """How many times as much the allocator takes at least, held less tight."""
 _LOOSE_STEPS = 4
 """Rehearsed with the allocator held less tight: each of the first finds the heap full of what the one before left."""
+
+_EXACT = (RssMeter.name, CudaMeter.name)
+"""Meters that miss no peak, and can be reset."""
 
 _ABOVE, _STEP, _SWEEP = _FIGURES = ("rehearsal", "rehearsed step", "rehearsed sweep")
 
@@ -77,10 +81,14 @@ class Rehearsals:
         self._chain, self._config, self._meter, self._limit, self._task = chain, config, meter, limit, task
         self._memo = memo if self.scale == 1.0 else Memo(None)  # what was measured would correct it
         self._room, self._scratch, self._steps = room_bytes, scratch, steps
-        self.possible = self.scale == 1.0 and meter.name == RssMeter.name and is_evicted(chain.model)
+        self.possible = self.scale == 1.0 and meter.name in _EXACT and is_evicted(chain.model)
+        self.on_gpu = meter.kind == CudaMeter.kind
+        self._device = device_named(config.device) if self.on_gpu else torch.device("cpu")
         self._budget = Budget(room_bytes, limit, meter)
+        if self.on_gpu:
+            start_libraries(self._device)
         self._budget.make_room()
-        self.floor_bytes = meter.current_bytes() if meter.kind == "rss" else 0
+        self.floor_bytes = meter.current_bytes()
         """What this process holds before the first module."""
         self.above: dict[tuple[int, int, Level], Rehearsed] = {}
         """(start, stop, level) -> what was learned of it."""
@@ -204,7 +212,7 @@ class Rehearsals:
         budget.enforce()
         meter.reset()
         module = scene.module
-        fill_with_noise(module)
+        fill_with_noise(module, device=self._device)
         try:
             seconds = self._train_and_sweep(scene, rung, budget, rung.micro_batch_size * (2 if accumulate else 1))
         except BudgetExceededError:
@@ -221,8 +229,8 @@ class Rehearsals:
 
         Returns seconds of a micro-batch in the last step and in the sweep; where there is one, warming up included.
         """
-        config, module, plan, task = self._config, scene.module, scene.plan, self._task
-        head = None if scene.is_last or module.passed else head_behind(module, config.head, task.outputs)
+        config, module, plan, task, device = self._config, scene.module, scene.plan, self._task, self._device
+        head = None if scene.is_last or module.passed else head_behind(module, config.head, task.outputs).to(device)
         loss = built_in(task, config.label_smoothing, torch.ones(task.outputs) if config.class_weights else None)
 
         def objective(rung: Rung) -> Objective:
@@ -240,7 +248,6 @@ class Rehearsals:
                 pieces=scene.partition.pieces(scene.index) if rung.checkpointed else (),
             )
 
-        device = torch.device("cpu")
         stepper = Stepper(
             objective,
             Optimizer(
@@ -271,7 +278,8 @@ class Rehearsals:
         finally:
             stepper.close()
         with tempfile.TemporaryDirectory(prefix="boundary-", dir=self._scratch) as folder:
-            boundaries = Boundaries({"train": noise}, plan.cache_tier, plan.cache_dtype, Path(folder))
+            kept = plan.cache_tier, plan.cache_dtype, Path(folder)
+            boundaries = Boundaries({"train": noise}, *kept, for_gpu=self.on_gpu)
             noise.labels = noise.labels[: rung.micro_batch_size]
             started = time.perf_counter()
             try:

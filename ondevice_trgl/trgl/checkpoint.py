@@ -4,7 +4,6 @@
 moves BatchNorm's running statistics twice.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.model.inplace import overwritten
 from ondevice_trgl.model.store import tensors_of
 from ondevice_trgl.trgl.precision import InPrecision
@@ -42,7 +42,7 @@ def _start(out: Tensor, grad: Tensor) -> Tensor:
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, piece: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor | tuple[Tensor, ...]:
-        ctx.piece, ctx.rng, ctx.python = piece, torch.get_rng_state(), random.getstate()
+        ctx.piece, ctx.random = piece, Randomness.now(x.device)
         ctx.save_for_backward(x)
         version = x._version
         before = [(tensor, tensor.clone()) for tensor in _moving(piece)]
@@ -59,9 +59,8 @@ class _Recomputed(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[1])
         parameters = [p for p in ctx.piece.parameters() if p.requires_grad]
-        now, numbers = torch.get_rng_state(), random.getstate()
-        torch.set_rng_state(ctx.rng)
-        random.setstate(ctx.python)
+        now = Randomness.now(x.device)
+        ctx.random.restore(x.device)
         try:
             with torch.enable_grad(), _statistics_once(ctx.piece), _as_before(ctx.before):
                 out = _call(ctx.piece, x)
@@ -69,8 +68,7 @@ class _Recomputed(torch.autograd.Function):
                 start = torch.stack([_start(o, grad) for o, grad in zip(outs, grads, strict=True)]).sum()
                 del out, outs  # what backward needs it keeps
         finally:
-            torch.set_rng_state(now)
-            random.setstate(numbers)
+            now.restore(x.device)
         wanted = [x, *parameters] if x.requires_grad else parameters
         found = torch.autograd.grad(start, wanted, allow_unused=True)
         return None, *(found if x.requires_grad else (None, *found))

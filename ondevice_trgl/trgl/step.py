@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,15 @@ class Tally:
 
     def accuracy(self) -> float | None:
         return self.correct / self.samples if self.samples and self.counted else None
+
+
+class Figures(NamedTuple):
+    """Of one micro-batch, scalars where it was computed: mean loss, mean transport cost, samples that were right."""
+
+    task: Tensor
+    transport: Tensor | None
+    correct: Tensor | None
+    samples: int
 
 
 Onward = Callable[[Tensor], None]
@@ -133,8 +142,8 @@ class Objective:
         if self.head is not None:
             self.head.train(training)
 
-    def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Tally:
-        """Add `share` of the gradient of the loss on (z, labels); returns the sums over the samples.
+    def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Figures:
+        """Add `share` of the gradient of the loss on (z, labels); returns what that was, without waiting for a GPU.
 
         `onward` is given what the module puts out for z, which it must copy.
         """
@@ -149,12 +158,10 @@ class Objective:
         task = self._loss(logits, labels)
         loss = task if transport is None else task + self.weight * transport
         counted = self.task.counts_right
-        correct = int((logits.detach().argmax(1) == labels).sum()) if counted else 0
+        correct = (logits.detach().argmax(1) == labels).sum() if counted else None
         del logits
         (loss * share).backward()
-        count = len(labels)
-        cost = 0.0 if transport is None else float(transport.detach())
-        return Tally(float(task.detach()) * count, cost * count, correct, count, counted)
+        return Figures(task.detach(), None if transport is None else transport.detach(), correct, len(labels))
 
     @torch.no_grad()
     def evaluate(self, z: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
@@ -169,6 +176,23 @@ class Objective:
         return out[:count], logits[:count]
 
 
+def tally_of(figures: Sequence[Figures]) -> Tally:
+    """The sums over all samples; waits once for the device that computes."""
+    columns = [[f.task.double() for f in figures]]
+    columns += [[f.transport.double() for f in figures if f.transport is not None]]
+    columns += [[f.correct.double() for f in figures if f.correct is not None]]
+    values = iter(torch.stack([scalar for column in columns for scalar in column]).tolist() if figures else ())
+    task, transport, correct = ([next(values) for _ in column] for column in columns)
+    samples = [f.samples for f in figures]
+    return Tally(
+        sum(loss * count for loss, count in zip(task, samples, strict=True)),
+        sum(cost * count for cost, count in zip(transport, samples, strict=False)),
+        int(sum(correct)),
+        sum(samples),
+        bool(correct) or not figures,
+    )
+
+
 def accumulate(
     objective: Objective,
     micro_batches: Iterable[tuple[Tensor, Tensor]],
@@ -179,9 +203,7 @@ def accumulate(
 
     `onward` is given the module's output of each, in order. Raises NonFiniteError where the loss is NaN or infinite.
     """
-    total = Tally()
-    for z, labels in micro_batches:
-        total.add(objective.backward(z, labels, 1.0 / count, onward))
+    total = tally_of([objective.backward(z, labels, 1.0 / count, onward) for z, labels in micro_batches])
     if not math.isfinite(total.task_loss + total.transport_cost):
         raise NonFiniteError(f"the loss is {total.task_loss + total.transport_cost}")
     return total

@@ -224,3 +224,26 @@ def test_the_driver_counts_this_process_alone(
 def test_without_a_driver_there_is_no_cross_check(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert CudaMeter(0).driver_bytes() is None
+
+
+def test_of_a_gpu_the_highest_of_the_whole_time_is_told(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    figures = {"max_memory_reserved": 300, "max_memory_allocated": 100}
+    for name in figures:
+        monkeypatch.setattr(cuda, name, lambda index, name=name: figures[name])
+    meter = CudaMeter(1)
+
+    def driver_bytes() -> int:
+        asked.append(1)
+        return 900
+
+    monkeypatch.setattr(meter, "driver_bytes", driver_bytes)
+    assert meter.facts() == {"gpu_allocated_bytes": 100, "gpu_reserved_bytes": 300}
+    for _ in range(3):
+        meter.look()
+    assert len(asked) == 1, "the driver takes its time"
+    figures |= {"max_memory_reserved": 800, "max_memory_allocated": 700}
+    meter.reset()
+    figures |= {"max_memory_reserved": 200, "max_memory_allocated": 100}
+    assert meter.peak_bytes() == 200
+    assert meter.facts() == {"gpu_allocated_bytes": 700, "gpu_reserved_bytes": 800, "gpu_driver_bytes": 900}

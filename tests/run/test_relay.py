@@ -6,7 +6,7 @@ from ondevice_trgl.run.relay import Relay
 
 
 def test_what_one_module_puts_out_is_what_the_next_one_reads() -> None:
-    relay = Relay(4, [(3, 2), (5,)])
+    relay = Relay(4, [(3, 2), (5,)], torch.device("cpu"))
     first, second = torch.randn(4, 3, 2), torch.randn(4, 5)
     labels = torch.tensor([1, 0, 2, 1])
     for _ in range(2):  # the second batch finds the halves the other way round

@@ -1,15 +1,19 @@
 """A run that stopped anywhere ends, when it is resumed, with the very bytes that it would have ended with."""
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState
+from ondevice_trgl.run.progress import Progress
 from tests.asked_here import Trainer
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
 
@@ -41,6 +45,106 @@ def test_a_pause_in_any_lap_with_dropout_resumes_bit_for_bit(fit: Fit, whole: Wh
     fit("part", model=net(dropout=0.3), callbacks=[At("on_step_end", step, pause)], **settings)
     fit("part", model=net(dropout=0.3), resume=True, **settings)
     assert fit.weights("part") == whole(dropout=0.3, **settings)
+
+
+@pytest.mark.parametrize("number", [1, 5, 8, 11])
+@pytest.mark.parametrize("settings", [{}, TWO_LAPS, {"schedule": "parallel"}], ids=["sequential", "laps", "parallel"])
+def test_a_pause_while_a_boundary_is_written_takes_effect_at_once(
+    fit: Fit, whole: Whole, settings: dict[str, Any], number: int
+) -> None:
+    seen: list[RunState] = []
+
+    class Watch(Callback):
+        def on_cache_write(self, run: RunState) -> None:
+            seen.append(run)
+
+    if settings.get("schedule") == "parallel" and number > 8:
+        number -= 8  # one boundary, and that for the classifier
+    for sitting in range(2):  # the second time nothing is left to train in front of what is written
+        seen.clear()
+        report = fit("part", callbacks=[Watch(), At("on_cache_write", number, pause)], resume=sitting > 0, **settings)
+        assert report.status == "paused"
+        assert len(seen) == number, "it went on after it was asked to pause"
+    events = [json.loads(line) for line in (fit.path("part") / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] == "pause"] == ["pause"] * 2
+    assert fit("part", resume=True, **settings).status == "completed"
+    assert fit.weights("part") == whole(**settings)
+
+
+def test_a_pause_while_validating_is_taken_up_behind_the_same_epoch(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"patience": 1, "epochs": 4}
+    whole = fit("whole", **settings)
+    entered, validations = Progress.enter, 0
+
+    def enter(progress: Progress, phase: str, steps: int) -> None:
+        nonlocal validations
+        entered(progress, phase, steps)
+        if phase == "validate":
+            validations += 1
+            if validations == 2:
+                progress.pause.set()
+
+    monkeypatch.setattr(Progress, "enter", enter)
+    assert fit("part", **settings).status == "paused"
+    assert validations == 2
+    report = fit("part", resume=True, **settings)
+    assert report.status == "completed"
+    assert fit.weights("part") == fit.weights("whole")
+    assert [m.best_epoch for m in report.modules] == [m.best_epoch for m in whole.modules]
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_a_run_that_dies_goes_on_from_its_last_checkpoint_so_many_steps_ago(
+    fit: Fit, whole: Whole, schedule: str
+) -> None:
+    settings: dict[str, Any] = {"schedule": schedule}
+    steps: list[tuple[int, int, int]] = []
+
+    class Watch(Callback):
+        def on_step_start(self, run: RunState) -> None:
+            steps.append((run.module, run.epoch, run.step))
+
+    every = {**settings, "checkpoint_every": "2steps"}
+    with pytest.raises(CrashError):
+        fit("part", callbacks=[Watch(), At("on_step_end", 4, crash)], **every)
+    assert len(steps) == 4
+    fit("part", callbacks=[Watch()], resume=True, **every)
+    assert steps[4] == steps[2], "the third step's checkpoint was due, that of the fourth was cut off"
+    assert fit.weights("part") == whole(**settings)
+
+
+class _Skipping(nn.Module):
+    """Stochastic depth by the numbers of Python and of numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and random.random() < 0.4:
+            return x
+        return x + self.conv(x) * (2.0 if self.training and np.random.rand() < 0.4 else 1.0)  # type: ignore[no-any-return]
+
+
+def skipping() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), *(_Skipping() for _ in range(3)), nn.Flatten(), nn.Linear(64, 3)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_numbers_of_python_and_numpy_go_on_where_they_were(fit: Fit, schedule: str) -> None:
+    settings: dict[str, Any] = {"modules": 3, "schedule": schedule}
+    random.seed(1)
+    fit("whole", model=skipping(), **settings)
+    random.seed(2)  # what an app does with them must not matter
+    drawn = random.getstate()
+    fit("part", model=skipping(), callbacks=[At("on_step_end", 2, pause)], **settings)
+    assert random.getstate() == drawn
+    fit("part", model=skipping(), resume=True, **settings)
+    assert fit.weights("part") == fit.weights("whole")
+    fit("other", model=skipping(), seed=1, **settings)
+    assert fit.weights("other") != fit.weights("whole")
 
 
 def test_dropout_laps_and_optimizer_each_do_something(whole: Whole) -> None:

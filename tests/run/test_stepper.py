@@ -18,7 +18,7 @@ from ondevice_trgl.plan.plan import Rung
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.stepper import Pressure, Stepper
 from ondevice_trgl.trgl.optim import Optimizer
-from ondevice_trgl.trgl.step import Objective, Onward, Tally
+from ondevice_trgl.trgl.step import Figures, Objective, Onward, Tally
 from tests.run.conftest import CLASSES, net
 
 MB = 1_000_000
@@ -81,7 +81,7 @@ class Scene:
         class Short(Objective):
             rung = LADDER[0]
 
-            def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Tally:
+            def backward(self, z: Tensor, labels: Tensor, share: float, onward: Onward | None = None) -> Figures:
                 tally = super().backward(
                     z, labels, share, onward
                 )  # gradients, statistics and random numbers are used up

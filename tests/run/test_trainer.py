@@ -269,18 +269,6 @@ def test_it_works_in_a_thread_and_pauses_from_another(fit: Fit, whole: Callable[
     assert fit.weights("run") == whole()
 
 
-def test_a_request_made_while_caching_is_honoured_in_the_next_module(fit: Fit) -> None:
-    steps: list[tuple[int, int]] = []
-
-    class Steps(Callback):
-        def on_step_end(self, run: RunState) -> None:
-            steps.append((run.module, run.step))
-
-    ask = At("on_cache_write", 1, lambda run: run.request_pause())
-    assert fit("run", callbacks=[Steps(), ask]).status == "paused"
-    assert steps[-1] == (1, 1)
-
-
 def test_vanilla_has_no_transport_and_a_small_tau_changes_the_weights(fit: Fit) -> None:
     off, far, near = (fit(str(tau), tau=tau) for tau in ("off", 1e30, 0.01))
     assert all(not m.transport_cost for m in off.modules)

@@ -8,7 +8,7 @@ from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.trace import trace
 from ondevice_trgl.model.zoo import build_model
-from ondevice_trgl.trgl.step import Objective
+from ondevice_trgl.trgl.step import Objective, tally_of
 
 
 def objective(name: str, kind: str, dtype: torch.dtype | None, *, pieces: bool = False) -> Objective:
@@ -28,7 +28,7 @@ def objective(name: str, kind: str, dtype: torch.dtype | None, *, pieces: bool =
 def gradients(goal: Objective) -> tuple[float, float, Tensor]:
     """Task loss, transport cost and all gradients in one."""
     z = torch.randn(6, 1, 12, 12, generator=torch.Generator().manual_seed(1))
-    tally = goal.backward(z, torch.arange(6) % 3, 1.0)
+    tally = tally_of([goal.backward(z, torch.arange(6) % 3, 1.0)])
     found = [p.grad for p in goal.parameters().values()]
     assert all(grad is not None and grad.dtype == torch.float32 for grad in found)
     return tally.task_loss, tally.transport_cost, torch.cat([grad.flatten() for grad in found if grad is not None])

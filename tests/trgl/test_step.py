@@ -11,7 +11,7 @@ from ondevice_trgl.model.partition import LocalModule, partition
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.trgl.optim import Optimizer
-from ondevice_trgl.trgl.step import Objective, Tally, train_step
+from ondevice_trgl.trgl.step import Objective, Tally, tally_of, train_step
 
 
 class Block(nn.Module):
@@ -45,7 +45,7 @@ def test_loss_is_cross_entropy_plus_transport_over_two_tau(norm: str) -> None:
     module = first_module()
     goal = objective(module, norm=norm)
     z, labels = batch()
-    tally = goal.backward(z, labels, 1.0)
+    tally = tally_of([goal.backward(z, labels, 1.0)])
     got = {name: p.grad for name, p in goal.parameters().items()}
     for parameter in goal.parameters().values():
         parameter.grad = None
@@ -68,7 +68,7 @@ def test_loss_is_cross_entropy_plus_transport_over_two_tau(norm: str) -> None:
 
 
 def test_without_tau_there_is_no_transport() -> None:
-    tally = objective(first_module(), tau=None).backward(*batch(), 1.0)
+    tally = tally_of([objective(first_module(), tau=None).backward(*batch(), 1.0)])
     assert tally.transport_cost == 0.0
 
 
