@@ -19,7 +19,7 @@ BENCHMARKS := $(filter-out benchmarks/models.py, $(sort $(wildcard benchmarks/[a
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-models clean
+.PHONY: help setup demo test check bench bench-crash bench-models clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -51,6 +51,9 @@ check: $(STAMP) ## format, lint, types
 bench: $(STAMP) ## produce every number that the README quotes (takes hours)
 	@test -n "$(BENCHMARKS)" || { echo "no scripts in benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(PY) "$$script"; done
+
+bench-crash: $(STAMP) ## kill runs at random instants and resume them (CRASH_FLAGS="--kills 200"; half an hour)
+	$(PY) benchmarks/crash.py $(CRASH_FLAGS)
 
 bench-models: $(STAMP) ## which networks of torchvision, timm and Hugging Face are cut (installs the last two; hours)
 	@$(PIP) --editable '.[models]'

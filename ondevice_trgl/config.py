@@ -154,6 +154,12 @@ class TrainConfig(OptimizerSettings):
     enforce: bool = setting(True, checks.switch)
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""
+    nice: float = setting(100.0, checks.number(0.0, 100.0, open_below=True))
+    """At most this share of the time is computed, in percent: behind each step training rests for the others'."""
+    max_celsius: float | None = setting(None, checks.number(0.0, 150.0, words=(None,)))
+    """Training waits while the hottest thermal zone of the machine is hotter, until it is 5 degrees cooler."""
+    min_battery: float | None = setting(None, checks.number(0.0, 100.0, words=(None,)))
+    """Training waits while the battery that the machine runs on has less, in percent, until it has 5 more."""
     device: str = setting("auto", checks.device)
     precision: str = setting("fp32", checks.one_of(*PRECISIONS))
     """Of forward passes: fp32; bf16 under autocast, where the processor computes in it; auto: bf16 where it does."""

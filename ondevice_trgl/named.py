@@ -15,7 +15,7 @@ from ondevice_trgl.policy import Stated
 from ondevice_trgl.report.html import to_html
 from ondevice_trgl.report.model import NOT_YET, Report, read_report
 from ondevice_trgl.run.callbacks import Callback
-from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, alone, device_named, global_state_kept
 from ondevice_trgl.run.opening import network_of, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import PLAN, RECORD, REPORT, RunDir, scratch_beside
@@ -41,7 +41,7 @@ def go_on(run_dir: Path, callbacks: Sequence[Callback], budget: Stated | None, p
     assert stated is not None
     now = allowed(stated, device)
     config = dataclasses.replace(record.config, budget=now())
-    with global_state_kept(config.threads), meter_for(device) as meter:
+    with alone(), global_state_kept(config.threads), meter_for(device) as meter:
         bundle = load_bundle(workload, config.seed, scratch_beside(run_dir), task=config.asked_task)
         if record.subject["digest"] != bundle.digest:
             raise RunDirError(

@@ -36,7 +36,7 @@ from ondevice_trgl.report.model import Report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
-from ondevice_trgl.run.guards import allowed, device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, alone, device_named, global_state_kept
 from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, WEIGHTS, RunDir, read_json
@@ -113,7 +113,7 @@ class Trainer:
 
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
-        with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
+        with alone(), global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set, self.config.asked_task)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
                 return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
@@ -131,9 +131,9 @@ class Trainer:
         With `resume`, go on where the run directory stands: same model, configuration and data. Modules are chosen and
         compared on `val_set`; without one, the last head counts as best. Raises TrglError; the run can then be resumed.
         """
-        self._pause.clear()
         started = time.perf_counter()
-        with global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
+        with alone(), global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
+            self._pause.clear()
             data = sources(train_set, val_set, test_set, self.config.asked_task)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget

@@ -53,7 +53,7 @@ class LiveProgress(Progress):
             self._draw(run)
 
     on_step_end = on_cache_write = _sometimes
-    on_module_start = on_epoch_start = on_epoch_end = _draw
+    on_module_start = on_epoch_start = on_epoch_end = on_wait = _draw
 
     def on_module_end(self, run: RunState) -> None:
         """Leave a line behind."""
@@ -91,4 +91,5 @@ def frame(run: RunState) -> Group:
     for i, part in enumerate(means(run)):
         foot.append("  " if i else "")
         foot.append(part, "bold red" if over and i == 0 else "")
-    return Group(head, Text("  ".join(losses(run)), no_wrap=True, overflow="ellipsis"), foot)
+    middle = f"waits: {run.waiting}" if run.waiting else "  ".join(losses(run))
+    return Group(head, Text(middle, no_wrap=True, overflow="ellipsis"), foot)

@@ -198,13 +198,11 @@ _P = "Run and output"
 _declare(_P, "config", str, "-c --config FILE", "TOML file of settings; flags win over it.")
 _declare(_P, "device", str, "--device auto|cpu|cuda[:N]", "Where to compute.")
 _declare(
-    _P,
-    "precision",
-    str,
-    "--precision",
-    "Of forward passes; auto: bf16 where it is fast.",
-    choices=config.PRECISIONS,
-)
+    _P, "precision", str, "--precision", "Of forward passes; auto: bf16 where it is fast.", choices=config.PRECISIONS,
+)  # fmt: skip
+_declare(_P, "nice", float, "--nice PERCENT", "Compute at most this share of the time.")
+_declare(_P, "max_celsius", float, "--max-celsius N", "Wait while the device is hotter.")
+_declare(_P, "min_battery", float, "--min-battery PERCENT", "Wait while the battery has less.")
 _declare(_P, "threads", int, "--threads N", "Compute threads. (default: torch's choice)")
 _declare(
     _P,

@@ -102,6 +102,10 @@ class PlainProgress(Progress):
         """A line a module."""
         self._print(place(run), "done", *losses(run), *means(run))
 
+    def on_wait(self, run: RunState) -> None:
+        """Why nothing goes on, and when it does."""
+        self._print(place(run), f"waits: {run.waiting}" if run.waiting else "goes on")
+
     def on_pause(self, run: RunState) -> None:
         """Where the run can be taken up again."""
         self._print(f"paused; the checkpoint is in {run.run_dir}")

@@ -45,6 +45,8 @@ class RunState:
     """What the accuracies are figures of: accuracy, r2, f1, or pkg.module:callable."""
     together: bool = False
     """All modules make their steps side by side (parallel schedule): loss and accuracy are those of the last one."""
+    waiting: str = ""
+    """Why training waits for the device, in `on_wait`; "" when it goes on."""
     _pause: Callable[[], None] | None = None
 
     def request_pause(self) -> None:
@@ -76,6 +78,9 @@ class Callback:
 
     def on_budget_pressure(self, run: RunState) -> None:
         """After memory ran short, or the budget was lowered, and the module went on with less."""
+
+    def on_wait(self, run: RunState) -> None:
+        """When training waits for the device to cool down or to be charged, and when it goes on: see `run.waiting`."""
 
     def on_pause(self, run: RunState) -> None:
         """After the checkpoint of a requested pause."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -36,9 +37,13 @@ def clean(run: Run, *, everything: bool = False) -> int:
         return freed
 
 
-def clean_scratch(folder: Path) -> int:
-    """Remove temporary folders in `folder` whose process is gone; returns the bytes freed. Raises StorageError."""
-    return sum(_remove(path) for path in _abandoned(folder))
+def clean_scratch(folder: Path, *, older_than: float = 0.0) -> int:
+    """Remove temporary folders in `folder` whose process is gone; returns the bytes freed. Raises StorageError.
+
+    Those alone that nothing was added to for `older_than` seconds: a process makes one, and then takes its lock.
+    """
+    last = time.time() - older_than
+    return sum(_remove(path) for path in _abandoned(folder) if path.stat().st_mtime <= last)
 
 
 def _spare(run: Run) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,26 @@ def allowed(stated: Stated, device: torch.device) -> Callable[[], int]:
         raise UsageError(f"budget {stated!r} is a share of RAM, and {device} has memory of its own", hint="state bytes")
     size = parse_size(stated, what="budget")
     return lambda: size
+
+
+_AT_WORK = threading.Lock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other training of this process goes on meanwhile: limits and peaks are of the process, and so is the budget.
+
+    Raises UsageError where one does, in whatever thread.
+    """
+    if not _AT_WORK.acquire(blocking=False):
+        raise UsageError(
+            "another training or planning goes on in this process, and the budget is of the process",
+            hint="wait until it has ended, pause it, or start the second one in a process of its own",
+        )
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
 
 
 @contextlib.contextmanager

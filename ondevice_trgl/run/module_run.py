@@ -126,12 +126,12 @@ class ModuleRun:
     def _judge(self, epoch: int) -> None:
         """Accuracy on the validation set, in eval mode; weights that are the best so far are kept on disk."""
         context, progress, measured = self.context, self.context.progress, self.measured
-        started, place = time.perf_counter(), (progress.phase, progress.phase_steps, progress.step)
+        started, place = self._clock(), (progress.phase, progress.phase_steps, progress.step)
         swept = self._sweep(write=False, splits=("val",))
         progress.phase, progress.phase_steps, progress.step = place
         self.stepper.objective.train_mode(True)
         accuracy = progress.val_accuracy = swept.accuracy["val"]
-        measured.validation_seconds += time.perf_counter() - started
+        measured.validation_seconds += self._clock() - started
         measured.judged = epoch + 1
         context.run.event("validation", lap=self.lap, module=self.index, epoch=epoch, val_accuracy=accuracy)
         if measured.best_val is None or accuracy > measured.best_val:
@@ -162,6 +162,7 @@ class ModuleRun:
         if self.measured.multiplier is not None and progress.epoch >= self.warm:
             self._move(tally)
         progress.call("on_step_end")
+        progress.rest()
         if (peak := self.note_peak()) > self.context.budget.bytes:
             self.stepper.overran(peak)
             self.context.meter.reset()
@@ -233,9 +234,9 @@ class ModuleRun:
         if measured.best_epoch is not None and measured.best_epoch + 1 < measured.judged:
             best = measured.best_epoch
             context.budget.attempt(lambda: self.best.bring_back(best), f"the best epoch of module {self.index}")
-        started, (read, _) = time.perf_counter(), boundaries.traffic()
+        started, (read, _) = self._clock(), boundaries.traffic()
         swept = self._sweep(write=not last)
-        measured.cache_seconds += time.perf_counter() - started
+        measured.cache_seconds += self._clock() - started
         measured.cache_write_bytes += boundaries.traffic()[1]
         if not last:
             measured.cache_dtype, measured.cache_error = boundaries.kept_as()
@@ -253,6 +254,10 @@ class ModuleRun:
         self.stepper.close()
         context.run.event("module_end", lap=self.lap, module=self.index, **vars(measured))
         context.progress.call("on_module_end")
+
+    def _clock(self) -> float:
+        """Seconds, those that were rested left out."""
+        return time.perf_counter() - self.context.progress.rested()
 
     def note_peak(self) -> int:
         """Take the meter's peak, which is returned, into the module's figures and the run's."""

@@ -160,6 +160,7 @@ class Parallel(Scheduler):
         self._reached = progress.reached()
         self._steps_here += 1
         progress.call("on_step_end")
+        progress.rest()
         if (peak := self._note_peak()) > budget.bytes:
             max(parts, key=lambda part: part.stepper.rung.peak_bytes).stepper.overran(peak)
             self.context.meter.reset()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,12 @@ class Progress:
     val_accuracy: float | None = None
     tally: Tally = field(default_factory=Tally)
     pause: threading.Event = field(default_factory=threading.Event)
+    rest: Callable[[], None] = lambda: None
+    """To be called between two steps, or batches; see `Conditions`."""
+    rested: Callable[[], float] = lambda: 0.0
+    """Seconds that were rested so far."""
+    waiting: str = ""
+    """Why training waits at present."""
     _started: float = field(default_factory=time.perf_counter)
     _first_step: float | None = None
     _mark: tuple[float, int] | None = None
@@ -88,6 +94,7 @@ class Progress:
             train_accuracy=self.train_accuracy if self.train_accuracy is not None else self.tally.accuracy(),
             val_accuracy=self.val_accuracy,
             metric=self.metric,
+            waiting=self.waiting,
             _pause=self.pause.set,
         )
 

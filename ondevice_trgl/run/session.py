@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,6 +27,7 @@ from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
 from ondevice_trgl.run.callbacks import Callback
 from ondevice_trgl.run.checkpointer import Checkpointer
+from ondevice_trgl.run.conditions import Conditions
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.guards import last_report
 from ondevice_trgl.run.lock import held
@@ -34,7 +36,7 @@ from ondevice_trgl.run.opening import Opened
 from ondevice_trgl.run.parallel import Parallel
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
-from ondevice_trgl.run.run_dir import REPORT
+from ondevice_trgl.run.run_dir import REPORT, RunDir
 from ondevice_trgl.run.scheduler import Scheduler
 
 
@@ -85,6 +87,8 @@ class Session:
             for_gpu=self.device.type == "cuda",
         )
         progress = self._progress()
+        self._conditions = Conditions(p.config, progress.pause.is_set, partial(_waits, progress, p.run))
+        progress.rest, progress.rested = self._conditions.rest, self._conditions.rested
         context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
             self.budget, p.task,
@@ -192,13 +196,19 @@ class Session:
             preprocessing=p.record.preprocessing,
             pressure=scheduler.pressures,
             budgets=self._budgets(),
-            system=self._watch.since() | self.meter.facts(),
+            system=self._watch.since() | self.meter.facts() | self._conditions.facts(),
             stopped_behind=scheduler.stopped_behind,
             written_bytes=scheduler.checkpointer.written_bytes,
             flash_endurance_bytes=p.record.flash_endurance_bytes,
         )
         p.run.write(REPORT, report.to_dict())
         return report
+
+
+def _waits(progress: Progress, run: RunDir, why: str) -> None:
+    progress.waiting = why
+    run.event("waits" if why else "goes_on", why=why)
+    progress.call("on_wait")
 
 
 def _stretches(before: Report | None) -> list[dict[str, int]]:

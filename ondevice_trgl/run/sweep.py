@@ -84,6 +84,7 @@ def sweep(
                 kept = partial(boundaries.append, split, module.out_shape, out, labels)
                 budget.attempt(kept, f"the cache behind module {boundaries.index}")
             progress.step += 1
+            progress.rest()
             if write:
                 progress.call("on_cache_write")
         if score is not None:
@@ -165,6 +166,7 @@ def swept_through(
                     relay.advance(modules[index + 1].out_shape)
                 source = relay
             progress.step += 1
+            progress.rest()
             if write:
                 progress.call("on_cache_write")
         for swept in found if judged else ():

@@ -21,12 +21,13 @@ from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.device.start import patient_environment, plain_environment
 from ondevice_trgl.device.tree import process_tree_rss
-from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, UsageError
+from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, RunDirError, StorageError, UsageError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.names import check_model_name
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, ask
 from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.cleaning import clean_scratch
 from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, scratch_beside
 from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
@@ -36,14 +37,20 @@ _WAITING_CODE_BYTES = 5_000_000
 _HOLDER_BYTES = 200_000_000
 """What a process holds that sets up or trains, before its first module."""
 _MOST_TRIES = 8
+_SURELY_LOCKED_SECONDS = 60.0
 _LACKING = ("MemoryError", "allocat", "bad_alloc")
 """What the last words of a process are that was refused memory."""
 
 
 @contextlib.contextmanager
 def staging_folder(run_dir: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `run_dir`, for `RunDir.adopt` to empty. Raises RunDirError."""
+    """A temporary folder on the disk of `run_dir`, for `RunDir.adopt` to empty. Raises RunDirError.
+
+    What processes left there that were killed while they set up is removed.
+    """
     place = scratch_beside(run_dir)
+    with contextlib.suppress(StorageError, OSError):
+        clean_scratch(place, older_than=_SURELY_LOCKED_SECONDS)
     try:  # of this process, as a child that is killed cannot clear up
         scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
     except OSError as error:

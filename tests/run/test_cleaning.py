@@ -1,6 +1,7 @@
 """Runs on disk: how they stand, what they take; cleaned, they go on to the same bytes, and nobody's work is touched."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,6 +183,17 @@ def test_scratch_goes_with_its_process(tmp_path: Path, another: Path) -> None:
     assert clean_scratch(tmp_path) == 70
     assert alive.is_dir()
     assert not (tmp_path / ".trgl-dead").exists()
+
+
+def test_setting_up_removes_what_a_killed_process_left_and_nothing_that_is_new(fit: Fit, another: Path) -> None:
+    for name in ("dead", "young", "alive"):
+        folder = another.rename(fit.folder / ".trgl-alive") if name == "alive" else fit.folder / f".trgl-{name}"
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_bytes(b"x")
+        if name != "young":
+            os.utime(folder, (1.0, 1.0))
+    fit("run")
+    assert {path.name for path in fit.folder.iterdir()} == {".trgl-young", ".trgl-alive", "run"}
 
 
 def test_a_lock_ends_with_its_context(tmp_path: Path) -> None:

@@ -179,13 +179,39 @@ def test_optimizer_state_waits_on_disk_for_the_next_lap_and_not_longer(
     assert found == [kept, set()]
 
 
+def test_a_second_training_in_this_process_is_refused_and_the_first_goes_on(
+    fit: Fit, whole: Callable[..., bytes]
+) -> None:
+    refused: list[str] = []
+
+    def another(run: RunState) -> None:
+        def tried() -> None:
+            for work in ("fit", "plan"):
+                second = Trainer(net(), config(), run_dir=fit.path("second"))
+                with pytest.raises(UsageError, match="goes on in this process") as error:
+                    getattr(second, work)(samples(26))
+                refused.append(error.value.hint)
+
+        tried()
+        thread = threading.Thread(target=tried)
+        thread.start()
+        thread.join()
+
+    assert fit("run", callbacks=[At("on_step_end", 3, another)]).status == "completed"
+    assert len(refused) == 4
+    assert "a process of its own" in refused[0]
+    assert not fit.path("second").exists()
+    assert fit.weights("run") == whole()
+    assert fit("second").status == "completed"  # one after the other they may
+
+
 def test_two_runs_may_share_a_cache_folder(fit: Fit, whole: Callable[..., bytes]) -> None:
     shared = str(fit.path("shared"))
 
-    def other(run: RunState) -> None:
-        fit("inner", cache_dir=shared, epochs=1)
-
-    fit("outer", cache_dir=shared, callbacks=[At("on_step_end", 9, other)])
+    paused = fit("outer", cache_dir=shared, callbacks=[At("on_step_end", 9, lambda run: run.request_pause())])
+    assert paused.status == "paused"
+    fit("inner", cache_dir=shared, epochs=1)
+    fit("outer", cache_dir=shared, resume=True)
     assert fit.weights("outer") == whole()
 
 
