@@ -114,7 +114,7 @@ def main() -> None:
             finished(["runs", "clean", str(folder)])
             if stray := sorted(path.name for path in folder.iterdir() if path not in (whole, run)):
                 raise SystemExit(f"left behind after {kills} kills: {stray}")
-            finished(["runs", "clean", "--all", str(run)])
+            finished(["runs", "clean", "--all", "--yes", str(run)])
             print(f"{kills} kills in {runs} runs, all the same bytes", file=sys.stderr, flush=True)
     record = {"kills": kills, "runs": runs, "seed": asked.seed, "killed": dict(sorted(phases.items()))}
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
