@@ -2,12 +2,16 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import psutil
 
 from ondevice_trgl.device.container import free_bytes, memory_limit_bytes
 from ondevice_trgl.device.tree import process_tree_rss
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""In the kernel's list of mounts, a space and the like."""
 
 
 def ram_bytes() -> int:
@@ -26,6 +30,20 @@ def left_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     inside = free_bytes()
     return (free if inside is None else min(free, inside)) + process_tree_rss()
+
+
+def is_in_ram(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether what is written into `folder` stays in RAM (tmpfs, ramfs); False where the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    place, kind = Path(), ""
+    for _, where, found, *_ in (line.split(" ") for line in lines if line.count(" ") >= 3):
+        mounted = Path(_OCTAL.sub(lambda octal: chr(int(octal[1], 8)), where))
+        if folder.resolve().is_relative_to(mounted) and len(mounted.parts) >= len(place.parts):
+            place, kind = mounted, found  # of two at one place the later lies on top
+    return kind in ("tmpfs", "ramfs")
 
 
 def cpu_count() -> int:

@@ -31,10 +31,9 @@ from ondevice_trgl.plan.reasons import reasons_for, refusal
 from ondevice_trgl.tasks import AUTO
 from ondevice_trgl.units import format_size
 
-# Measured on two cores, torch 2.13 CPU.
 LEAST_SCRATCH, SCRATCH = 0.06, 0.20
-"""What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`): where a
-rehearsal will find out, and where none will."""
+"""What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`), measured on
+two cores with torch 2.13: where a rehearsal will find out, and where none will."""
 
 
 def make_plan(
@@ -53,19 +52,20 @@ def make_plan(
     set_up_bytes: int = 0,
     pareto: bool = False,
     pinned_bytes: int | None = None,
+    disk_is_ram: bool = False,
 ) -> Plan:
     """The plan for `rows` cached samples, `train_rows` of which are trained on and `val_rows` validated on.
 
     `scratch` is the share of the tensors that is allowed for beside them in modules that were not measured, `scale`
     what predictions above the floor are multiplied with (see `falsify`), `set_up_bytes` what the processes that set the
-    run up took at most. On a GPU `pinned_bytes` of RAM may be pinned for the cache. With `pareto` the plan lists what
-    else could be chosen, which takes a second or two for a deep network.
+    run up took at most. On a GPU `pinned_bytes` of RAM may be pinned for the cache. With `disk_is_ram` a cache on disk
+    counts. With `pareto` the plan lists what else could be chosen, which takes a second or two for a deep network.
 
     Raises BudgetInfeasibleError with the smallest budget that a plan exists for, PartitionError for a number of
     modules or a boundary that cannot be had, UsageError where the cache has no room.
     """
     counts, known = (rows, train_rows, val_rows), measured or {}
-    planner = Planner(chain, costs, config, floor_bytes, counts, known, scratch, scale, pinned_bytes)
+    planner = Planner(chain, costs, config, floor_bytes, counts, known, scratch, scale, pinned_bytes, disk_is_ram)
     least_cache: int | None = None
     for candidate in planner.candidates(budget_bytes):
         for dtype in planner.cache_dtypes:
@@ -102,6 +102,7 @@ class Planner:
         scratch: float,
         scale: float,
         pinned_bytes: int | None,
+        disk_is_ram: bool,
     ) -> None:
         self.chain, self.config = chain, config
         rows, train_rows, val_rows = counts
@@ -113,7 +114,7 @@ class Planner:
         widest = max((row_bytes(a.out_shape, self.cache_dtypes[0]) for a in chain.segments[:-1]), default=0)
         two = 2 * rows * widest  # boundaries stand at a time: the one that is read and the one that is written
         self.cache_tier = config.cache if config.cache != "auto" else "memory" if two <= (pinned_bytes or 0) else "disk"
-        self.beside = two if self.cache_tier == "memory" and pinned_bytes is None else 0
+        self.beside = two if (self.cache_tier == "memory" or disk_is_ram) and pinned_bytes is None else 0
         self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
         self.beside += 4 * val_rows * chain.num_outputs  # predictions of the validation samples
         if config.metric != AUTO:  # which is given those of a whole split, of every module that trains side by side
@@ -121,10 +122,9 @@ class Planner:
             self.beside += 4 * rows * chain.num_outputs * most
         self.costs = costs
         self.fewest = Fewest(chain, config)
-        self.exact = self.fewest.exact
-        self.levels = levels_of(config, self.batch, exact=self.exact, on_gpu=pinned_bytes is not None)
+        self.levels = levels_of(config, self.batch, exact=self.fewest.exact, on_gpu=pinned_bytes is not None)
         self.predictor = Predictor(costs, self.batch, measured, scratch, scale)
-        self.scale = scale
+        self.scale, self.exact = scale, self.fewest.exact
         self._front: tuple[int, ...] = (0,)
 
     def rung(self, start: int, stop: int, level: Level, others: Others = NO_OTHERS) -> Rung:

@@ -14,7 +14,7 @@ import ondevice_trgl.named  # noqa: F401 -- the process that trains has it, and 
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.environment import describe_environment
-from ondevice_trgl.device.host import left_bytes
+from ondevice_trgl.device.host import is_in_ram, left_bytes
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.pages import release_code_pages
 from ondevice_trgl.device.randomness import with_numpys
@@ -74,6 +74,7 @@ def plan_staged(
         {name: split["samples"] for name, split in record.data.items()},
     )
 
+    in_ram = record.config.cache != "memory" and is_in_ram(Path(record.config.cache_dir or folder))
     cached = sum(rows.values()) + (record.config.view_count - 1) * rows["train"]
 
     def plan(*, pareto: bool = False) -> Plan:
@@ -92,6 +93,7 @@ def plan_staged(
             set_up_bytes=set_up(),
             pareto=pareto,
             pinned_bytes=left_bytes() // _PINNED_SHARE if rehearsals.on_gpu else None,
+            disk_is_ram=in_ram,
         )
 
     for _ in range(_MOST_PLANS):
@@ -106,6 +108,9 @@ def plan_staged(
         chosen = dataclasses.replace(chosen, reasons=(record.why_budget, *chosen.reasons))
     if left := record.subject.get("weights_left"):
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, left))
+    if in_ram and chosen.cache_tier == "disk":
+        note = "that folder is RAM, not a disk: two boundaries are counted; --cache-dir puts them elsewhere"
+        chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))
     if (kind := Preprocessing.kind_in(record.preprocessing)) != CLASSES and record.config.task == AUTO:
         note = f"task {kind}, as the data have float targets, {chain.num_outputs} a sample; --task says otherwise"
         chosen = dataclasses.replace(chosen, reasons=(*chosen.reasons, note))

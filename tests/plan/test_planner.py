@@ -203,6 +203,24 @@ def test_the_memory_tier_counts_in_the_budget_and_the_disk_tier_does_not() -> No
     assert plan(GENEROUS, cache="memory", cache_dtype="bf16").peak_bytes - disk.peak_bytes == ROWS * row
 
 
+def test_a_disk_that_is_ram_counts_as_memory_does_and_not_where_memory_is_pinned_beside_a_gpu() -> None:
+    chain, costs = work()
+
+    def made(cache: str, **settings: Any) -> tuple[str, int]:
+        config = TrainConfig(modules=2, cache=cache)
+        found = make_plan(
+            chain, costs, config, budget_bytes=GENEROUS, floor_bytes=FLOOR, rows=ROWS, train_rows=TRAIN_ROWS, **settings
+        )
+        return found.cache_tier, max(found.predicted_peak_bytes)
+
+    disk, memory = made("disk")[1], made("memory")[1]
+    assert made("disk", disk_is_ram=True) == ("disk", memory)
+    assert memory > disk
+    assert made("memory", pinned_bytes=0) == ("memory", disk)
+    assert made("auto", pinned_bytes=10**12) == ("memory", disk)
+    assert made("auto", pinned_bytes=1000) == made("auto") == ("disk", disk)
+
+
 def test_cache_bytes_are_the_two_boundaries_that_stand_at_one_time() -> None:
     row = 16 * 32 * 32 * 4
     assert plan(GENEROUS, modules=1).cache_bytes == 0
