@@ -38,6 +38,10 @@ class MemoryCache(BoundaryCache):
         if isinstance(indices, range) and indices.step == 1:
             self.codec.decode(self._data[indices.start : indices.stop], out[: len(indices)])
             return
+        floats = self._floats()
+        if floats is not None and floats.dtype == out.dtype and out.device.type == "cpu":
+            torch.index_select(floats, 0, torch.as_tensor(indices, dtype=torch.int64), out=out[: len(indices)])
+            return
         for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
             self.codec.decode(self._data[index : index + 1], out[position : position + 1])
 
