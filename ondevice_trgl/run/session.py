@@ -59,6 +59,9 @@ class Session:
 
     def __post_init__(self) -> None:
         self._watch = Watch()
+        self._waits: Callable[[str], None] = lambda why: None
+        # refused before anything is started that would have to be ended
+        self._conditions = Conditions(self.opened.config, self.pause.is_set, lambda why: self._waits(why))
         record = self.opened.record
         if record.no_blueprint or record.workload is None:
             with_numpys()  # layers are code of the user's
@@ -87,8 +90,8 @@ class Session:
             for_gpu=self.device.type == "cuda",
         )
         progress = self._progress()
-        self._conditions = Conditions(p.config, progress.pause.is_set, partial(_waits, progress, p.run))
         progress.rest, progress.rested = self._conditions.rest, self._conditions.rested
+        self._waits = partial(_waits, progress, p.run)
         context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
             self.budget, p.task,

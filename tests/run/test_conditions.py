@@ -1,6 +1,7 @@
 """Training as a guest: it rests as asked to, and while the device is too hot or its battery too empty."""
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,6 +115,7 @@ def test_what_the_machine_does_not_tell_is_refused(
     settings: dict[str, Any] = {setting: 50}
     with pytest.raises(UsageError, match=rf"{setting}: this machine(.|\n)*leave out --{setting.replace('_', '-')}"):
         fit("run", **settings)
+    assert "trgl-compute" not in " ".join(thread.name for thread in threading.enumerate())
 
 
 def test_a_run_waits_says_so_and_ends_as_any_other(monkeypatch: pytest.MonkeyPatch, fit: Fit, whole: Any) -> None:
