@@ -240,6 +240,9 @@ def seconds_line(report: Report) -> str | None:
         ("cache", seconds.cache),
         ("validation", seconds.validation),
         ("baselines", seconds.baseline),
+        ("rested as asked", report.system.get("waited_for_nice")),
+        ("too hot", report.system.get("waited_for_heat")),
+        ("battery low", report.system.get("waited_for_battery")),
     ]
     shares = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts if value)
     return f"{format_seconds(seconds.total)}{f' ({shares})' if shares else ''}"

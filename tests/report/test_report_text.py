@@ -25,6 +25,7 @@ from ondevice_trgl.report.text import (
     module_table,
     pareto_table,
     report_lines,
+    seconds_line,
     verdict,
 )
 
@@ -239,3 +240,9 @@ def test_heads_of_one_kind_and_the_networks_own(report: Report) -> None:
     assert "(the network's own classifier)" in str(accuracy_line(best))
     counted = changed(shown, workload={"samples": {"train": 9, "val": 1, "test": 1000}})
     assert str(accuracy_line(counted)).endswith(" (1 validation and 1,000 test samples)")
+
+
+def test_what_was_rested_is_a_part_of_the_time(report: Report) -> None:
+    assert "rested" not in str(seconds_line(report))
+    rested = dataclasses.replace(report, system={"waited_for_nice": 90.0, "waited_for_heat": 30.0})
+    assert str(seconds_line(rested)).endswith("rested as asked 1m 30s, too hot 30 s)")
