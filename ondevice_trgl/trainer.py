@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ondevice_trgl.config import TrainConfig
@@ -22,6 +23,7 @@ from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.limit import MemoryLimit, lacks_memory, limit_for, refused_bytes
 from ondevice_trgl.device.meter import PeakMeter, meter_for
 from ondevice_trgl.device.pages import release_code_pages
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.device.start import patient_environment
 from ondevice_trgl.device.tree import descendants_bytes, process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
@@ -218,6 +220,7 @@ class Trainer:
 
     def _planned_here(self, chain: Chain, record: RunRecord, folder: Path, meter: PeakMeter) -> Plan:
         """The plan, made in this process: without a blueprint, or without room for another process."""
+        drawn = Randomness.now(torch.device("cpu"))  # layers of the caller's may draw from them in rehearsals
         release_memory()
         release_code_pages()
         limit, memo = limit_for(self.device), Memo(memo_folder(), **circumstances(self.device))
@@ -244,6 +247,7 @@ class Trainer:
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)
         finally:
             rehearsals.end()
+            drawn.restore(torch.device("cpu"))
 
     def _measured_here(
         self, chain: Chain, config: TrainConfig, folder: Path, meter: PeakMeter, limit: MemoryLimit

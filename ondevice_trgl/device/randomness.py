@@ -45,6 +45,10 @@ class Randomness:
         if self.numpy is not None and numpy is not None:
             numpy.set_state(self.numpy)
 
+    def torchs(self) -> "Randomness":
+        """Those of torch alone."""
+        return Randomness(self.torch_cpu, self.torch_cuda)
+
     def tensors(self) -> dict[str, Tensor]:
         """As tensors by name, for a checkpoint."""
         found = {
@@ -81,11 +85,13 @@ def with_numpys() -> None:
     getattr(sys.modules.get("numpy"), "random", None)
 
 
-def seed_all(seed: int) -> None:
-    """Seed all of them, so that what a network draws depends on `seed` alone."""
+def seed_all(seed: int, *, torchs_alone: bool = False) -> None:
+    """Seed all of them, or `torchs_alone`, so that what a network draws depends on `seed` alone."""
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would keep its stack for GPUs that are not in use
+    if torchs_alone:
+        return
     random.seed(seed)
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed(seed % 2**32)

@@ -11,6 +11,7 @@ from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.precision import autocast_dtype
+from ondevice_trgl.device.randomness import Randomness, seed_all
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
 from ondevice_trgl.plan.plan import Plan, Rung
@@ -42,6 +43,17 @@ class Context:
     device: torch.device
     budget: Budget
     task: Task
+    own_code: bool = False
+    """Whether layers are code of the user's, which may draw from the generators of Python and numpy."""
+
+    def seed(self, seed: int) -> None:
+        """Seed what the network may draw from; an app's other generators are its own."""
+        seed_all(seed, torchs_alone=not self.own_code)
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Where what the network may draw from stands, for a checkpoint."""
+        now = Randomness.now(self.device)
+        return (now if self.own_code else now.torchs()).tensors()
 
     def at(self, index: int) -> None:
         """Let the progress say that module `index` is at work."""

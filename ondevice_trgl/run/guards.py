@@ -81,10 +81,10 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def global_state_kept(threads: int | None) -> Iterator[None]:
-    """Torch's thread count and the random generators as they were, whatever happens inside."""
+    """Torch's thread count and random generators as they were, whatever happens inside."""
     before: int = torch.get_num_threads()
     device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
-    state = Randomness.now(device)
+    state = Randomness.now(device).torchs()
     if threads is not None:
         torch.set_num_threads(threads)
     try:

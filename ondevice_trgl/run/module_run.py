@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from ondevice_trgl.device.randomness import Randomness, seed_all
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
@@ -88,7 +88,7 @@ class ModuleRun:
         if done:
             progress.tally = dataclasses.replace(self.position.tally)
         else:
-            seed_all(mix(seed, self.lap, self.index, epoch, 1))
+            self.context.seed(mix(seed, self.lap, self.index, epoch, 1))
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
             following = order[start + batch : start + 2 * batch]
@@ -212,7 +212,7 @@ class ModuleRun:
             progress.tally,
             self.stepper.rung,
         )
-        random = Randomness.now(self.context.device).tensors() if step else {}
+        random = self.context.random_state() if step else {}
         self.checkpointer.save(self.index, position, optim=self.stepper.optimizer.state, run=random)
 
     def _follow_the_budget(self) -> None:

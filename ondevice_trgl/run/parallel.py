@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 
-from ondevice_trgl.device.randomness import Randomness, seed_all
+from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.run.batches import Source, epoch_order, mix, place
@@ -133,7 +133,7 @@ class Parallel(Scheduler):
         order = epoch_order(source.labels, config.seed, 0, 0, epoch=epoch, balance=config.balance)
         progress.start_epoch(epoch, done)
         if not done:
-            seed_all(mix(config.seed, 0, 0, epoch, 1))
+            context.seed(mix(config.seed, 0, 0, epoch, 1))
             for part in parts:
                 part.tally = Tally()
         progress.tally = parts[-1].tally
@@ -248,7 +248,7 @@ class Parallel(Scheduler):
         """Save all modules in mid-training, at once."""
         epoch, step = self._reached
         self._note(parts)
-        random = Randomness.now(self.context.device).tensors() if step else {}
+        random = self.context.random_state() if step else {}
         for part in parts:
             position = Position(0, epoch, step, part.measured, part.tally, part.stepper.rung)
             self.checkpointer.save(part.index, position, optim=part.stepper.optimizer.state, run=random, pending=True)

@@ -16,7 +16,7 @@ from ondevice_trgl.device.container import Watch
 from ondevice_trgl.device.environment import describe_environment
 from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
-from ondevice_trgl.device.randomness import with_numpys
+from ondevice_trgl.device.randomness import Randomness, with_numpys
 from ondevice_trgl.device.tree import TreeMeter
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict, parameter_count
@@ -62,9 +62,9 @@ class Session:
         self._waits: Callable[[str], None] = lambda why: None
         # refused before anything is started that would have to be ended
         self._conditions = Conditions(self.opened.config, self.pause.is_set, lambda why: self._waits(why))
-        record = self.opened.record
-        if record.no_blueprint or record.workload is None:
-            with_numpys()  # layers are code of the user's
+        self._own_code = bool(self.opened.record.no_blueprint)
+        if self._own_code:
+            with_numpys()
         limit = limit_for(self.device) if self.opened.config.enforce else NoLimit()
         if self.meter.kind == "rss":
             self.meter = TreeMeter(self.meter)
@@ -76,7 +76,12 @@ class Session:
         Raises RunDirError, and leaves everything as it is, where another process trains it.
         """
         with held(self.opened.run.path):
-            return self._run()
+            before = Randomness.now(torch.device("cpu"))
+            try:
+                return self._run()
+            finally:
+                if self._own_code:  # else they were an app's alone, and went on
+                    before.restore(torch.device("cpu"))
 
     def _run(self) -> Report:
         p = self.opened
@@ -94,7 +99,7 @@ class Session:
         self._waits = partial(_waits, progress, p.run)
         context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
-            self.budget, p.task,
+            self.budget, p.task, self._own_code,
         )  # fmt: skip
         kind = Parallel if p.config.schedule == "parallel" else Scheduler
         scheduler = kind(context, Checkpointer(context))

@@ -94,6 +94,21 @@ def test_a_pause_while_validating_is_taken_up_behind_the_same_epoch(fit: Fit, mo
     assert [m.best_epoch for m in report.modules] == [m.best_epoch for m in whole.modules]
 
 
+def test_an_apps_own_random_numbers_go_on_where_the_network_draws_none(fit: Fit) -> None:
+    drawn: list[float] = []
+
+    class Drawing(Callback):
+        def on_step_end(self, run: RunState) -> None:
+            drawn.append(random.random())
+
+    random.seed(5)
+    expected = [random.random() for _ in range(STEPS + 1)]
+    random.seed(5)
+    fit("run", callbacks=[Drawing()])
+    assert [*drawn, random.random()] == expected[: len(drawn) + 1]
+    assert len(drawn) > 10
+
+
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_a_run_that_dies_goes_on_from_its_last_checkpoint_so_many_steps_ago(
     fit: Fit, whole: Whole, schedule: str
