@@ -453,9 +453,26 @@ def test_a_budget_is_needed_and_may_be_too_small(fit: Fit) -> None:
         fit("run", budget=1)
     assert not fit.path("run").exists()
     assert caught.value.budget_bytes == 1
-    # a little more, for the floor may have grown since
-    least = caught.value.smallest_feasible_budget_bytes
-    assert fit("run", budget=least + (64 << 20)).status == "completed"
+    assert caught.value.smallest_feasible_budget_bytes > 1_000_000
+
+
+SMALLEST = """
+from pathlib import Path
+from ondevice_trgl.errors import BudgetInfeasibleError
+from tests.run.conftest import Fit
+
+fit = Fit(Path(FOLDER))
+try:
+    fit("run", budget=1)
+except BudgetInfeasibleError as refusal:
+    least = refusal.smallest_feasible_budget_bytes
+report = fit("run", budget=least + (64 << 20))  # it was named without a rehearsal
+print(report.status, report.measured_peak_bytes <= report.budget_bytes)
+"""
+
+
+def test_the_smallest_budget_that_a_refusal_names_trains(fit: Fit, run_python: Callable[..., str]) -> None:
+    assert run_python(SMALLEST.replace("FOLDER", repr(str(fit.folder)))).split() == ["completed", "True"]
 
 
 def test_an_evicted_model_is_not_trained_from_nothing(fit: Fit) -> None:
