@@ -166,6 +166,8 @@ def _measure(request: BaselineRequest) -> BaselineReport:
         if waiting is not None:
             waiting.look()
         seconds.append(time.perf_counter() - started)
+    if waiting is not None:
+        waiting.close()
     judged = {name: judge(split, pace.full) for name, split in (("val", data.val), ("test", data.test))}
     timed = seconds[1:] or seconds  # the first step warms up
     whole = meter.kind == "rss"

@@ -248,11 +248,14 @@ def _opened(run_dir: Path, head: str, budget: Stated | None, peak_before: int) -
 
         is_meant = budget is not None or meter.kind == report.budget_kind
         held = Budget(budget_bytes, limit_for(device) if is_meant and config.enforce else NoLimit(), meter)
-        yield _Network(
-            trained, workload, known, index, head == ENSEMBLE, config.seed, device, scratch, held, meter,
-            budget_bytes if is_meant else None, peak_before, fresh,
-            "fp32" if config.precision == "fp32" else "auto", config,
-        )  # fmt: skip
+        try:
+            yield _Network(
+                trained, workload, known, index, head == ENSEMBLE, config.seed, device, scratch, held, meter,
+                budget_bytes if is_meant else None, peak_before, fresh,
+                "fp32" if config.precision == "fp32" else "auto", config,
+            )  # fmt: skip
+        finally:
+            held.end()
 
 
 @contextlib.contextmanager

@@ -246,7 +246,7 @@ class Trainer:
                 floor -= bytes_in(state_of(chain.model).values())
             return plan_staged(folder, chain, record, rehearsals, floor_bytes=floor)
         finally:
-            rehearsals.end()
+            rehearsals.close()
             drawn.restore(torch.device("cpu"))
 
     def _measured_here(

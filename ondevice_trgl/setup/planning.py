@@ -181,14 +181,17 @@ def _plan(request: PlanRequest) -> dict[str, Any]:
             floor = max(floor or 0, rehearsals.floor_bytes)
         elif floor is None:
             floor = rehearsals.floor_bytes + _SPARE_BYTES + max(0, helper.caller_bytes - _LEAN_CALLER)
-        plan = plan_staged(
-            request.folder,
-            chain,
-            record,
-            rehearsals,
-            floor_bytes=floor,
-            set_up=lambda: max(request.set_up_bytes, helper.meter.highest_bytes()) if helper.meter.kind == "rss" else 0,
-        )
+        with contextlib.closing(rehearsals):
+            plan = plan_staged(
+                request.folder,
+                chain,
+                record,
+                rehearsals,
+                floor_bytes=floor,
+                set_up=lambda: (
+                    max(request.set_up_bytes, helper.meter.highest_bytes()) if helper.meter.kind == "rss" else 0
+                ),
+            )
         report = planned_report(chain, plan, record, helper.meter)
         _write(request.folder / REPORT, report.to_dict())
         del held

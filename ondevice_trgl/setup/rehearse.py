@@ -93,8 +93,8 @@ class Rehearsals:
         self.above: dict[tuple[int, int, Level], Rehearsed] = {}
         """(start, stop, level) -> what was learned of it."""
 
-    def end(self) -> None:
-        """Put back the limit that was there before."""
+    def close(self) -> None:
+        """Put back the limit that was there before, and end the threads that were started."""
         self._budget.end()
 
     def of(self, plan: Plan, costs: Costs) -> bool:
