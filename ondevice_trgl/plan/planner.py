@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from ondevice_trgl.cache.codec import NARROWER, row_bytes
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.errors import UsageError
 from ondevice_trgl.model.bounds import balance, check_count, named_bounds
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.plan.breakdown import Breakdown
+from ondevice_trgl.plan.caching import Caching
 from ondevice_trgl.plan.candidate import Candidate
 from ondevice_trgl.plan.costs import Costs
 from ondevice_trgl.plan.cuts import can_be_cut, can_end, no_cut
@@ -29,7 +28,6 @@ from ondevice_trgl.plan.plan import Level, Plan, Rung
 from ondevice_trgl.plan.predict import MOST_SHARE, Measured, Predictor
 from ondevice_trgl.plan.reasons import reasons_for, refusal
 from ondevice_trgl.tasks import AUTO
-from ondevice_trgl.units import format_size
 
 LEAST_SCRATCH, SCRATCH = 0.06, 0.20
 """What kernels and the allocator take beside the tensors, as a share of those that move (see `predict`), measured on
@@ -62,30 +60,23 @@ def make_plan(
     counts. With `pareto` the plan lists what else could be chosen, which takes a second or two for a deep network.
 
     Raises BudgetInfeasibleError with the smallest budget that a plan exists for, PartitionError for a number of
-    modules or a boundary that cannot be had, UsageError where the cache has no room.
+    modules or a boundary that cannot be had, UsageError where the cache has no room whatever the budget.
     """
     counts, known = (rows, train_rows, val_rows), measured or {}
     planner = Planner(chain, costs, config, floor_bytes, counts, known, scratch, scale, pinned_bytes, disk_is_ram)
-    least_cache: int | None = None
+    caching, too_large = planner.caching, []
     for candidate in planner.candidates(budget_bytes):
-        for dtype in planner.cache_dtypes:
-            cached = planner.cache_bytes(candidate, dtype)
-            if planner.cache_tier != "disk" or cached <= (config.cache_limit_bytes or cached):
-                others = thinned(unbeaten(planner.choices(dtype))) if pareto else ()
-                plan = planner.plan(candidate, dtype, budget_bytes)
-                return dataclasses.replace(plan, set_up_bytes=set_up_bytes, pareto=others)
-            least_cache = min(cached, least_cache or cached)
-    if least_cache is not None:
-        raise UsageError(
-            f"every plan within the budget caches {format_size(least_cache)} or more on disk, "
-            f"the limit is {format_size(config.cache_limit_bytes or 0)}",
-            hint="raise --cache-limit, or lower the need: --cache-dtype int8, --train-limit, --image-size",
-        )
+        if (dtype := caching.dtype(candidate.bounds)) is not None:
+            others = thinned(unbeaten(planner.choices(dtype))) if pareto else ()
+            plan = planner.plan(candidate, dtype, budget_bytes)
+            return dataclasses.replace(plan, set_up_bytes=set_up_bytes, pareto=others)
+        too_large.append(candidate.bounds)
     smallest = planner.smallest()
     needs = [planner.fewest.worst(a, b) for a, b in pairwise(smallest.bounds)]
     raise refusal(
-        chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes, needs, exact=planner.exact
-    )
+        chain, config, smallest.bounds, smallest.ladders, budget_bytes, floor_bytes, needs, exact=planner.exact,
+        cache=caching.too_little_room(too_large) if too_large else "",
+    )  # fmt: skip
 
 
 class Planner:
@@ -109,12 +100,9 @@ class Planner:
         self.floor, self.rows, self.train_rows = floor, rows, train_rows
         self.batch = min(config.batch_size, train_rows)
         self.parallel = config.schedule == "parallel"
-        # as long as there is room, nothing is rounded
-        self.cache_dtypes = NARROWER if config.cache_dtype == "auto" else (config.cache_dtype,)
-        widest = max((row_bytes(a.out_shape, self.cache_dtypes[0]) for a in chain.segments[:-1]), default=0)
-        two = 2 * rows * widest  # boundaries stand at a time: the one that is read and the one that is written
-        self.cache_tier = config.cache if config.cache != "auto" else "memory" if two <= (pinned_bytes or 0) else "disk"
-        self.beside = two if (self.cache_tier == "memory" or disk_is_ram) and pinned_bytes is None else 0
+        self.caching = Caching(chain, config, rows, pinned_bytes)
+        in_ram = (self.caching.tier == "memory" or disk_is_ram) and pinned_bytes is None
+        self.beside = self.caching.widest_two if in_ram else 0
         self.trunk = chain.trunk if can_end(chain, chain.trunk) else len(chain.segments)
         self.beside += 4 * val_rows * chain.num_outputs  # predictions of the validation samples
         if config.metric != AUTO:  # which is given those of a whole split, of every module that trains side by side
@@ -137,7 +125,7 @@ class Planner:
     def _others(self, bounds: Sequence[int]) -> Others:
         """What the modules that `bounds` make keep in memory beside the one that is at work."""
         modules = [bound for bound in bounds if bound >= self.chain.prefix]
-        modules = modules[:-1] if self._ends_apart(bounds) else modules
+        modules = modules[:-1] if self.caching.ends_apart(bounds) else modules
         return others_of(modules, self.costs, self.batch) if self.parallel else NO_OTHERS
 
     def breakdown(self, start: int, stop: int, rung: Rung, others: Others) -> Breakdown:
@@ -209,15 +197,15 @@ class Planner:
                     continue
                 seconds = [self._seconds(*span) for span in spans]
                 known = [value for value in seconds if value is not None]
-                for dtype in self.cache_dtypes:
+                for dtype in self.caching.dtypes:
                     yield Choice(
-                        modules=len(spans) - self._ends_apart(bounds),
+                        modules=len(spans) - self.caching.ends_apart(bounds),
                         micro_batch=level.micro,
                         checkpointed=level.checkpointed,
                         cache_dtype=dtype,
                         predicted_peak_bytes=candidate.least,
                         seconds_per_epoch=sum(known) if dtype == timed and len(known) == len(spans) else None,
-                        cache_bytes=self.cache_bytes(candidate, dtype),
+                        cache_bytes=self.caching.bytes(bounds, dtype),
                     )
 
     def _seconds(self, start: int, stop: int, level: Level) -> float | None:
@@ -264,35 +252,27 @@ class Planner:
             raise no_cut(self.chain, ways[0])
         yield from possible
 
-    def _ends_apart(self, bounds: Sequence[int]) -> bool:
-        """Whether the last group is the classifier alone."""
-        return len(bounds) > 2 and bounds[-2] == self.trunk
-
     def smallest(self) -> Candidate:
         """What needs least, with enough allowed for beside the tensors.
 
-        Raises ConfigError or DataError where the samples that were asked for are too few for a norm in any of them.
+        Raises ConfigError or DataError where the samples that were asked for are too few for a norm in any of them,
+        UsageError where the cache has no room for any.
         """
         self.predictor = self.predictor.allowing(MOST_SHARE)
         self._front = front_within(self.chain, self.ladder, 0)
-        groupings = list(self._groupings(self.levels[-1]))
+        levels = self.levels if self.config.cache_limit_bytes else self.levels[-1:]  # less memory is not less disk
+        groupings = list({bounds: None for level in levels for bounds in self._groupings(level)})
+        kept = [bounds for bounds in groupings if self.caching.dtype(bounds) is not None]
+        if not kept:
+            raise self.caching.no_room(groupings)
         found = [
             self._candidate(bounds)
-            for bounds in groupings
+            for bounds in kept
             if all(self.fewest(a, b) <= self.levels[0].micro for a, b in pairwise(bounds))
         ]
         if not found:
-            raise self.fewest.too_few(self.levels[0].micro, self.batch, groupings[0])
+            raise self.fewest.too_few(self.levels[0].micro, self.batch, kept[0])
         return min(found, key=lambda candidate: candidate.least)
-
-    def cache_bytes(self, candidate: Candidate, dtype: str) -> int:
-        """Most bytes of boundary activations at one time: the one that is read and the one that is written."""
-        sizes = [row_bytes(self.chain.segments[b - 1].out_shape, dtype) for b in candidate.bounds[1:-1]]
-        if self.parallel:  # behind the frozen front one stands while all else trains, and then that of the classifier
-            last = sizes[-1:] if self._ends_apart(candidate.bounds) else []
-            sizes = [*sizes[: sum(stop <= self.chain.prefix for stop in candidate.bounds[1:])], *last]
-            return self.rows * max((a + b for a, b in zip([0, *sizes], sizes, strict=False)), default=0)
-        return self.rows * max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
 
     def plan(self, chosen: Candidate, dtype: str, budget: int) -> Plan:
         """The plan that trains `chosen`."""
@@ -304,12 +284,12 @@ class Planner:
             ladders=chosen.ladders,
             budget_bytes=budget,
             floor_bytes=self.floor,
-            cache_tier=self.cache_tier,
+            cache_tier=self.caching.tier,
             cache_dtype=dtype,
-            cache_bytes=self.cache_bytes(chosen, dtype),
+            cache_bytes=self.caching.bytes(chosen.bounds, dtype),
             end_to_end_bytes=whole,
             reasons=(),
-            classifier=self._ends_apart(chosen.bounds),
+            classifier=self.caching.ends_apart(chosen.bounds),
             passed=sum(stop <= self.chain.prefix for stop in chosen.bounds[1:]),
             breakdowns=tuple(
                 tuple(self.breakdown(a, b, rung, others) for rung in ladder)

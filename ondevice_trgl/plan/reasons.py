@@ -134,10 +134,12 @@ def refusal(
     norms: Sequence[Norm | None],
     *,
     exact: bool,
+    cache: str = "",
 ) -> BudgetInfeasibleError:
     """The error that names the module which is too large, what it needs, and the ways out.
 
-    `norms` are those that keep each module from smaller micro-batches, if any; `exact` as in `reasons_for`.
+    `norms` are those that keep each module from smaller micro-batches, if any; `exact` as in `reasons_for`; `cache`
+    says that what would fit has too little room for its boundaries.
     """
     worst = max(range(len(ladders)), key=lambda k: ladders[k][-1].peak_bytes)
     rung, segments = ladders[worst][-1], chain.segments[bounds[worst] : bounds[worst + 1]]
@@ -159,6 +161,9 @@ def refusal(
         ways.append("--optimizer sgd")
     if config.head != "pooled-linear":
         ways.append("--head pooled-linear")
+    if cache:
+        ways = ["a larger --cache-limit", "--cache-dtype int8", *ways]
+        below = f" and the cache at once ({cache})"
     return BudgetInfeasibleError(
         f"nothing fits the budget of {format_size(budget)}{below}: module {worst} ({segments[0].name}"
         f"{'..' + segments[-1].name if len(segments) > 1 else ''}) needs {format_size(rung.peak_bytes)} at {rung}, "

@@ -233,6 +233,24 @@ def test_a_cache_limit_that_no_plan_keeps_is_refused_with_the_least_bytes() -> N
     with pytest.raises(UsageError, match="caches 16 MiB or more on disk") as caught:
         plan(GENEROUS, cache_limit="1MB")
     assert "--cache-limit" in caught.value.hint
+    assert "whatever the budget" in caught.value.message
+
+
+def test_a_budget_in_which_only_what_the_cache_has_no_room_for_fits_is_refused_with_one_that_works() -> None:
+    two: dict[str, Any] = {"cache_limit": 70_000_000, "cache_dtype": "fp32"}  # one boundary, of two modules
+    budget = plan(GENEROUS, **two).peak_bytes - 20_000_000
+    assert plan(budget, cache_dtype="fp32", micro_batch=32).num_modules > 2
+    refused = refusal(budget, micro_batch=32, **two)
+    assert "every plan within the budget caches 125 MiB or more on disk, the limit is 67 MiB" in refused.message
+    assert "a larger --cache-limit" in refused.hint
+    assert refused.smallest_feasible_budget_bytes > budget
+    enough = plan(refused.smallest_feasible_budget_bytes, micro_batch=32, **two)
+    assert (enough.num_modules, enough.cache_bytes <= 70_000_000) == (2, True)
+    wholly = refusal(FLOOR, micro_batch=32, **two)
+    assert "every plan" not in wholly.message
+    assert plan(wholly.smallest_feasible_budget_bytes, micro_batch=32, **two).cache_bytes <= 70_000_000
+    without = refusal(FLOOR, micro_batch=32, cache_dtype="fp32").smallest_feasible_budget_bytes
+    assert wholly.smallest_feasible_budget_bytes > without
 
 
 def test_the_floor_is_part_of_every_peak() -> None:
