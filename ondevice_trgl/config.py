@@ -1,6 +1,7 @@
 """How to train, a frozen record; see `resolved` for where its values come from.
 
-What to train is in `workload_settings`, updates and their learning rates are in `optimizer_settings`.
+What to train is in `workload_settings`, updates and their learning rates are in `optimizer_settings`, what is kept
+between two modules in `cache_settings`.
 A caller who brings a model and a dataset of their own needs `TrainConfig` alone. Every fault is reported, not only the
 first.
 """
@@ -8,10 +9,13 @@ first.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ondevice_trgl import checks
+from ondevice_trgl.cache_settings import CACHE_DTYPES as CACHE_DTYPES
+from ondevice_trgl.cache_settings import CACHE_TIERS as CACHE_TIERS
+from ondevice_trgl.cache_settings import SHUFFLES as SHUFFLES
+from ondevice_trgl.cache_settings import CacheSettings
 from ondevice_trgl.checks import setting
 from ondevice_trgl.errors import ConfigError
 from ondevice_trgl.imported import name_of
@@ -20,7 +24,6 @@ from ondevice_trgl.optimizer_settings import OPTIMIZERS as OPTIMIZERS
 from ondevice_trgl.optimizer_settings import OptimizerSettings
 from ondevice_trgl.policy import Stated, parse_budget
 from ondevice_trgl.tasks import AUTO, CLASSES, KINDS, LOSSES, METRICS, MULTI_LABEL
-from ondevice_trgl.units import parse_size
 from ondevice_trgl.workload_settings import IN_FILES as IN_FILES
 from ondevice_trgl.workload_settings import ORIENTATIONS as ORIENTATIONS
 from ondevice_trgl.workload_settings import Workload as Workload
@@ -31,8 +34,6 @@ NORMALISATIONS = ("mean", "sum")
 TAU_DEPTHS = ("constant", "half-first")
 HEADS = ("pooled-linear", "conv", "mlp", "mlp-sr", "3lin")
 PRECISIONS = ("fp32", "bf16", "auto")
-CACHE_TIERS = ("auto", "memory", "disk")
-CACHE_DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 ALLOCATORS = ("auto", "tcmalloc", "glibc", "system")
 BASELINES = ("auto", "measure", "full", "skip")
 EPOCHS_RULES = ("constant", "deeper", "paper")
@@ -43,7 +44,7 @@ TRAINS = ("all", "last", "norm", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OptimizerSettings):
+class TrainConfig(OptimizerSettings, CacheSettings):
     """How to train. Sizes are text (`"600MB"`) or bytes; see `budget_bytes`."""
 
     budget: Stated | None = setting(None, checks.budget)
@@ -140,14 +141,6 @@ class TrainConfig(OptimizerSettings):
     batch_size: int = setting(32, checks.int_from(1))
     micro_batch: int | str = setting("auto", checks.int_from(1, words=("auto",)))
     """Samples in memory at once; `batch_size` is reached by accumulating gradients."""
-    cache: str = setting("auto", checks.one_of(*CACHE_TIERS))
-    """Where boundary activations live between two modules."""
-    cache_dir: str | Path | None = setting(None, checks.path)
-    """Folder of the disk tier; None is inside the run directory."""
-    cache_limit: str | int | None = setting(None, checks.size)
-    """Most bytes that the cache may take on disk."""
-    cache_dtype: str = setting("auto", checks.one_of(*CACHE_DTYPES))
-    """auto is fp32, or bf16, or int8, where that would not fit `cache_limit`. Where much would be lost, a wider one."""
     checkpoint_every: str = setting("60s", checks.interval)
     """How often a module is saved in mid-training: 30s, 5min, 1h, 200steps. A pause, and the end of a module, save it
     in any case."""
@@ -189,6 +182,8 @@ class TrainConfig(OptimizerSettings):
         faults += self.task_faults(self.asked_task)
         if self.balance and self.class_weights == "balanced":
             faults.append("class_weights = 'balanced': balance draws classes equally often already; leave one out")
+        if self.balance and self.shuffle != "exact":
+            faults.append(f"shuffle = {self.shuffle!r}: balance draws classes in turns, from anywhere; leave one out")
         if self.tau_depth != "constant" and isinstance(self.tau, str):
             faults.append(f"tau_depth = {self.tau_depth!r}: tau = {self.tau!r} has no half; give tau a number")
         for name in ("multiplier_start", "multiplier_rate", "multiplier_every"):
@@ -223,11 +218,6 @@ class TrainConfig(OptimizerSettings):
         """The budget as bytes; None where none was stated, or one that has to be asked for (see `Allowance`)."""
         budget = None if self.budget is None or callable(self.budget) else parse_budget(self.budget)
         return budget if isinstance(budget, int) else None
-
-    @property
-    def cache_limit_bytes(self) -> int | None:
-        """Most bytes that the cache may take on disk, or None."""
-        return None if self.cache_limit is None else parse_size(self.cache_limit, what="cache_limit")
 
     @property
     def view_count(self) -> int:

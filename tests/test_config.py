@@ -85,6 +85,7 @@ def test_defaults_are_valid_and_json_ready() -> None:
         ("checkpoint_every", 60),
         ("cache_limit", "0"),
         ("cache_dtype", "fp8"),
+        ("shuffle", "chunk"),
         ("device", "gpu"),
         ("device", "cuda:x"),
         ("threads", 0),
@@ -159,6 +160,11 @@ def test_what_is_of_cross_entropy_is_refused_with_another_loss() -> None:
         "label_smoothing = 0.0: loss = pkg.losses:focal has none, cross-entropy has",
         "class_weights = [1, 2]: loss = pkg.losses:focal has none, cross-entropy has",
     )
+
+
+def test_classes_are_not_balanced_within_chunks() -> None:
+    with pytest.raises(ConfigError, match="shuffle = 'chunks': balance draws classes in turns"):
+        TrainConfig(balance=True, shuffle="chunks")
 
 
 def test_classes_are_not_balanced_twice() -> None:

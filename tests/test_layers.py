@@ -28,6 +28,7 @@ ROOMS = (
     "buffers",
     "checks",
     "workload_settings",
+    "cache_settings",
     "optimizer_settings",
     "config",
     "resolved",

@@ -17,6 +17,7 @@ from torch import Tensor
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.cache.base import BoundaryCache
 from ondevice_trgl.cache.codec import Codec
+from ondevice_trgl.cache.pages import Pages
 from ondevice_trgl.cache.seal import Checksums, Seal, chunk_rows, damaged_chunks, seal_of
 from ondevice_trgl.errors import DamagedFileError, StorageError
 from ondevice_trgl.units import format_size
@@ -52,8 +53,8 @@ class DiskCache(BoundaryCache):
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 self.close()
                 raise self._failed(error) from error
-        self._rows = _few_rows(self.row_bytes)
         self._chunk = chunk_rows(self.row_bytes)
+        self._open()
         self._checksums = Checksums(self._chunk * self.row_bytes)
 
     @classmethod
@@ -79,9 +80,14 @@ class DiskCache(BoundaryCache):
         except OSError:
             return None
         found.path, found.labels, found._filled, found._chunk = path, labels, len(labels), seal.chunk_rows
-        found._rows = _few_rows(row)
+        found._open()
         found._seal = seal
         return found
+
+    def _open(self) -> None:
+        # a buffer for rows as they are kept, of a chunk's size; not in memory before it is written to
+        self._rows = torch.empty(self._chunk, self.row_bytes, dtype=torch.uint8)
+        self.pages = Pages(self._file, self.rows, self.row_bytes, self._chunk)
 
     def seal(self, producer: str = "") -> None:
         """All rows are written; with `producer`, a later process may take them up. Raises StorageError."""
@@ -113,6 +119,7 @@ class DiskCache(BoundaryCache):
     def _write(self, start: int, block: Tensor) -> None:
         self._put(start, bytes_of(block))
         self._checksums.add(bytes_of(block))
+        self.pages.wrote((start + len(block)) * self.row_bytes)
 
     def _put(self, start: int, data: memoryview) -> None:
         offset = start * self.row_bytes
@@ -144,13 +151,12 @@ class DiskCache(BoundaryCache):
                 run += 1
             begin, end = position * self.row_bytes, (position + run) * self.row_bytes
             self._fill(target[begin:end], first * self.row_bytes)
+            self.pages.used(first * self.row_bytes, end - begin, in_order=isinstance(indices, range))
             position += run
 
     def ahead(self, indices: Sequence[int]) -> None:
         """Have the kernel read these rows into memory that it can take back, while something else is computed."""
-        if hasattr(os, "posix_fadvise"):
-            for index in indices:
-                os.posix_fadvise(self._file, index * self.row_bytes, self.row_bytes, os.POSIX_FADV_WILLNEED)
+        self.pages.ahead(indices)
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:
@@ -172,8 +178,3 @@ class DiskCache(BoundaryCache):
         with contextlib.suppress(OSError):  # the seal first: it must not outlive its rows
             seal_of(self.path).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
-
-
-def _few_rows(row_bytes: int) -> Tensor:
-    """A buffer for rows as they are kept, of a chunk's size; not in memory before it is written to."""
-    return torch.empty(chunk_rows(row_bytes), row_bytes, dtype=torch.uint8)

@@ -79,6 +79,7 @@ _declare(_P, "cache", str, "--cache", "Where activations wait between modules.",
 _declare(_P, "cache_dir", str, "--cache-dir PATH", "Folder of the disk cache. (default: in the run directory)")
 _declare(_P, "cache_limit", str, "--cache-limit SIZE", "Most disk space for the cache.")
 _declare(_P, "cache_dtype", str, "--cache-dtype", "Number format of the cache.", choices=config.CACHE_DTYPES)
+_declare(_P, "shuffle", str, "--shuffle", "Draw from the whole cache, or from chunks of it.", choices=config.SHUFFLES)
 
 _P = "What to train"
 _declare(_P, "model", str, "--model NAME", "Model of the zoo, or your own as pkg.module:callable.")

@@ -106,6 +106,12 @@ def _cache(plan: Plan, config: TrainConfig) -> list[str]:
             f"cache {'in' if plan.cache_tier == 'memory' else 'on'} {plan.cache_tier}: "
             + ("as asked" if config.cache != "auto" else _WHY_THERE[plan.cache_tier])
         ]
+    if config.shuffle == "chunks":
+        reasons.append(
+            "shuffled by chunks: nothing is trained from a cache"
+            if config.schedule == "parallel" and not plan.passed
+            else "shuffled by chunks: cached samples are drawn from about 32 MB of neighbours at a time"
+        )
     if config.cache_dtype == "auto" and plan.cache_dtype != "fp32":
         limit = format_size(config.cache_limit_bytes or 0)
         reasons.append(f"cache in {plan.cache_dtype}: fp32 would not fit the limit of {limit}")

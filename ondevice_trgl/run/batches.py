@@ -34,6 +34,23 @@ def shuffled(rows: int, *key: int) -> list[int]:
     return order
 
 
+_CHUNKS_AT_A_TIME = 32
+
+
+def shuffled_by_chunk(rows: int, chunk: int, *key: int) -> list[int]:
+    """A permutation of range(rows) in which those of a chunk of so many are near each other; by `key` alone.
+
+    Chunks come in random order, and at any time samples are drawn from the same number of them. Memory: four numbers of
+    8 bytes a sample beside the list, while it is made.
+    """
+    generator = torch.Generator().manual_seed(mix(*key))
+    turn = torch.randperm(-(-rows // chunk), generator=generator).to(torch.float64)
+    when = turn.repeat_interleave(chunk)[:rows]
+    when += _CHUNKS_AT_A_TIME * torch.rand(rows, generator=generator, dtype=torch.float64)
+    order: list[int] = when.argsort().tolist()
+    return order
+
+
 def epoch_order(labels: Tensor, *key: int, epoch: int, balance: bool) -> list[int]:
     """The samples of an epoch in order, as many as there are labels; it depends on these arguments alone.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -11,8 +11,10 @@ from ondevice_trgl.cache.base import BoundaryCache
 from ondevice_trgl.cache.codec import codec_for
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.cache.memory import MemoryCache
+from ondevice_trgl.cache.seal import chunk_rows
+from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.augment import Augmented
-from ondevice_trgl.run.batches import Source
+from ondevice_trgl.run.batches import Source, epoch_order, shuffled_by_chunk
 
 SPLITS = ("train", "val", "test")
 
@@ -21,7 +23,7 @@ class Boundaries:
     """Sources of every split at one boundary, starting at the dataset (boundary 0).
 
     With `views`, the training samples are kept in several, each as a split of its own; "train" is view 0. What is kept
-    in memory is pinned where it is `for_gpu`.
+    in memory is pinned where it is `for_gpu`. Of files, `room()` is what the kernel may hold in RAM; None is all.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class Boundaries:
         views: Augmented | None = None,
         *,
         for_gpu: bool = False,
+        room: Callable[[], int] | None = None,
+        by_chunk: bool = False,
     ) -> None:
-        self._views, self._for_gpu = views, for_gpu
+        self._views, self._for_gpu, self._room, self._by_chunk = views, for_gpu, room, by_chunk
         self.data = data if views is None else {**data, **{f"view{k}": views.view(k) for k in range(1, views.count)}}
         self.tier, self.dtype, self.folder = tier, dtype, folder
         self._read: dict[str, BoundaryCache] = {}
@@ -55,6 +59,13 @@ class Boundaries:
             return self._views.view(epoch)
         number = epoch % self._views.count
         return self.source(f"view{number}" if number else "train")
+
+    def order(self, epoch: int, config: TrainConfig, *key: int) -> list[int]:
+        """The samples of `training(epoch)` in the order of that epoch, which depends on `key` and the settings."""
+        source = self.training(epoch)
+        if self._by_chunk and isinstance(source, BoundaryCache):
+            return shuffled_by_chunk(source.rows, chunk_rows(source.row_bytes), config.seed, *key, epoch)
+        return epoch_order(source.labels, config.seed, *key, epoch=epoch, balance=config.balance)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -98,7 +109,15 @@ class Boundaries:
     def _new(self, split: str, rows: int, shape: tuple[int, ...], dtype: str) -> BoundaryCache:
         if self.tier == "memory":
             return MemoryCache(rows, shape, dtype, for_gpu=self._for_gpu)
-        return DiskCache(self.path(self.index + 1, split), rows, shape, dtype)
+        return self._settled(DiskCache(self.path(self.index + 1, split), rows, shape, dtype))
+
+    def _settled(self, cache: DiskCache) -> DiskCache:
+        """`cache`, with its part of what may be in RAM: two boundaries stand at a time."""
+        rows = sum(len(source.labels) for source in self.data.values())
+        share = None if self._room is None else self._room() * cache.rows // (2 * rows)
+        cache.pages.most = None if share is None or share >= cache.rows * cache.row_bytes else share
+        cache.pages.by_chunk = self._by_chunk
+        return cache
 
     def path(self, index: int, split: str) -> Path:
         """The file of boundary `index`, where it is on disk."""
@@ -129,6 +148,9 @@ class Boundaries:
         """Read boundary `index` from what an earlier sitting left of every split; what else it left is deleted."""
         self.close()
         self._read, self.index = dict(sealed), index
+        for cache in sealed.values():
+            if isinstance(cache, DiskCache):
+                self._settled(cache)
         kept = {self.path(index, split).stem for split in sealed}
         for path in self.folder.glob("boundary-*"):
             if path.stem not in kept and path.is_dir() and not path.is_symlink():

@@ -11,7 +11,7 @@ from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import BudgetExceededError, NonFiniteError
 from ondevice_trgl.model.store import parameter_count
 from ondevice_trgl.plan.plan import Rung
-from ondevice_trgl.run.batches import Source, epoch_order, mix, place
+from ondevice_trgl.run.batches import Source, mix, place
 from ondevice_trgl.run.best import Best
 from ondevice_trgl.run.boundaries import SPLITS, ahead
 from ondevice_trgl.run.checkpointer import Checkpointer
@@ -82,8 +82,8 @@ class ModuleRun:
     def _epoch(self, epoch: int, done: int) -> None:
         """Epoch `epoch`, of which `done` steps are behind it."""
         progress, seed, batch = self.context.progress, self.context.config.seed, self.context.plan.batch_size
-        source, balance = self.context.boundaries.training(epoch), self.context.config.balance
-        order = epoch_order(source.labels, seed, self.lap, self.index, epoch=epoch, balance=balance)
+        source = self.context.boundaries.training(epoch)
+        order = self.context.boundaries.order(epoch, self.context.config, self.lap, self.index)
         progress.start_epoch(epoch, done)
         if done:
             progress.tally = dataclasses.replace(self.position.tally)

@@ -19,8 +19,8 @@ import torch
 from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import NonFiniteError
 from ondevice_trgl.model.store import parameter_count
-from ondevice_trgl.run.batches import Source, epoch_order, mix, place
-from ondevice_trgl.run.boundaries import SPLITS
+from ondevice_trgl.run.batches import Source, mix, place
+from ondevice_trgl.run.boundaries import SPLITS, ahead
 from ondevice_trgl.run.measured import Measured, Paused
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.relay import Relay
@@ -130,7 +130,7 @@ class Parallel(Scheduler):
     def _epoch(self, parts: list[_Part], epoch: int, done: int) -> None:
         context, progress, config = self.context, self.context.progress, self.context.config
         batch, source = context.plan.batch_size, context.boundaries.training(epoch)
-        order = epoch_order(source.labels, config.seed, 0, 0, epoch=epoch, balance=config.balance)
+        order = context.boundaries.order(epoch, config, 0, 0)
         progress.start_epoch(epoch, done)
         if not done:
             context.seed(mix(config.seed, 0, 0, epoch, 1))
@@ -139,6 +139,7 @@ class Parallel(Scheduler):
         progress.tally = parts[-1].tally
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
+            ahead(source, order[start + batch : start + 2 * batch])
             self._step(parts, source, order[start : start + batch])
         self._note(parts)
         for part in parts:

@@ -14,6 +14,7 @@ from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.device.allocator import release_memory
 from ondevice_trgl.device.container import Watch
 from ondevice_trgl.device.environment import describe_environment
+from ondevice_trgl.device.host import left_bytes
 from ondevice_trgl.device.limit import NoLimit, lacks_memory, limit_for
 from ondevice_trgl.device.meter import PeakMeter
 from ondevice_trgl.device.randomness import Randomness, with_numpys
@@ -70,6 +71,10 @@ class Session:
             self.meter = TreeMeter(self.meter)
         self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal, ask=self.ask)
 
+    def _room_for_pages(self) -> int:
+        """Of what is free beside the budget, the half: others may come."""
+        return max(0, left_bytes() - (self.budget.bytes if self.meter.kind == "rss" else 0)) // 2
+
     def run(self) -> Report:
         """Train from wherever the run stands. Status completed or paused; an error leaves a report with "failed".
 
@@ -93,6 +98,8 @@ class Session:
             p.run.cache_folder(p.config.cache_dir),
             Augmented.of(self.data["train"], p.config),
             for_gpu=self.device.type == "cuda",
+            room=self._room_for_pages,
+            by_chunk=p.config.shuffle == "chunks",
         )
         progress = self._progress()
         progress.rest, progress.rested = self._conditions.rest, self._conditions.rested

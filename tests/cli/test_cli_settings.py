@@ -28,7 +28,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "class_weights": "1, 2.5", "precision": "auto", "task": "classes", "metric": "pkg.mod:own",
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
-        "checkpoint_every": "5min", "nice": 50.0, "max_celsius": 70.0, "min_battery": 20.0,
+        "shuffle": "exact", "checkpoint_every": "5min", "nice": 50.0, "max_celsius": 70.0, "min_battery": 20.0,
         "device": "cuda:1", "threads": 3, "seed": 7, "balance": True, "augment": "crop, pkg.mod:own", "views": 3,
     }  # fmt: skip
     assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"

@@ -1,5 +1,6 @@
 """Every row once, in batches of one shape, in an order that the key alone decides."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ondevice_trgl import DataError, NonFiniteError
+from ondevice_trgl import DataError, NonFiniteError, TrainConfig
 from ondevice_trgl.run.batches import (
     all_rows,
     buffer_for,
@@ -18,6 +19,7 @@ from ondevice_trgl.run.batches import (
     epoch_order,
     mix,
     shuffled,
+    shuffled_by_chunk,
     train_batches,
 )
 from ondevice_trgl.run.boundaries import Boundaries
@@ -191,3 +193,34 @@ def test_a_boundary_gives_back_what_was_written_and_the_one_before_is_gone(tmp_p
     boundaries.rewind()
     assert boundaries.index == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@given(st.integers(1, 3000), st.integers(1, 200), st.integers(0, 5))
+def test_shuffled_by_chunk_is_a_permutation_that_depends_on_its_key_alone(rows: int, chunk: int, key: int) -> None:
+    order = shuffled_by_chunk(rows, chunk, key, 1)
+    assert sorted(order) == list(range(rows))
+    assert order == shuffled_by_chunk(rows, chunk, key, 1)
+    assert rows < 20 or order != shuffled_by_chunk(rows, chunk, key, 2)
+
+
+def test_shuffled_by_chunk_has_few_chunks_in_use_at_a_time() -> None:
+    chunk, chunks = 16, 200
+    order = shuffled_by_chunk(chunk * chunks, chunk, 0)
+    places: dict[int, list[int]] = {}
+    for place, row in enumerate(order):
+        places.setdefault(row // chunk, []).append(place)
+    in_use = [sum(p[0] <= place <= p[-1] for p in places.values()) for place in range(0, len(order), 50)]
+    assert max(in_use) <= 40
+    assert statistics.mean(in_use[10:-10]) > 25  # and the samples of a batch are from many of them
+    assert list(places) != sorted(places)
+
+
+def test_a_cache_is_drawn_from_by_chunk_and_the_data_are_not(tmp_path: Path) -> None:
+    data = {"train": Rows(600)}
+    boundaries = Boundaries(data, "memory", "fp32", tmp_path, by_chunk=True)
+    config = TrainConfig(shuffle="chunks", seed=3)
+    assert boundaries.order(2, config, 0, 1) == shuffled(600, 3, 0, 1, 2)
+    shape = 1 << 14, 4  # 256 KiB: four rows a chunk
+    boundaries.append("train", shape, torch.zeros(600, 1, 1).expand(600, *shape), data["train"].labels)
+    boundaries.advance()
+    assert boundaries.order(2, config, 0, 1) == shuffled_by_chunk(600, 4, 3, 0, 1, 2)

@@ -187,3 +187,10 @@ def test_an_int8_cache_is_taken_up_and_the_report_says_what_was_lost(fit: Fit, w
     assert all(error is not None and 0 < error < 0.01 for error in lost)
     assert any(note.startswith("the cache lost 0.") for note in memory_notes(report))
     assert report.modules[0].cache_write_bytes == (26 + 9 + 9) * (6 * 36 + 6 * 8)
+
+
+def test_chunks_are_drawn_in_the_same_order_after_a_resume(fit: Fit, whole: Whole) -> None:
+    stopped(fit, shuffle="chunks")
+    fit("part", resume=True, shuffle="chunks")
+    assert len(events(fit, "taken_up")) == 1
+    assert fit.weights("part") == whole(shuffle="chunks") != whole()
