@@ -119,7 +119,7 @@ def _check_folders(job: Job, folders: Sequence[Path]) -> None:
     if job.run_dir.exists() and not job.run_dir.is_dir():
         raise RunDirError(f"{job.run_dir} is a file, expected a folder for the runs", hint="choose another --run-dir")
     for folder in folders:
-        RunDir.check(folder, force=job.force)
+        RunDir.check(folder, force=job.force, cache_dir=job.config.cache_dir)
 
 
 class _Measuring:

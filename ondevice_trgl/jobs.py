@@ -51,7 +51,7 @@ def train_job(
 
     `told` is given how far it is with decoding pictures, and what the data turned out to be, before training starts.
     """
-    RunDir.check(job.run_dir, force=job.force)
+    RunDir.check(job.run_dir, force=job.force, cache_dir=job.config.cache_dir)
     with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
         set_up(job.within(*budget), folder, ask, told=told)
         if told is not None:

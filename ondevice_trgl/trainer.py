@@ -171,7 +171,7 @@ class Trainer:
         return RunRecord(config, {}, stated=stated, why_budget=why, allocator="system")
 
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
-        RunDir.check(self.run_dir, force=self.force)
+        RunDir.check(self.run_dir, force=self.force, cache_dir=self.config.cache_dir)
         with settled(self.config) as budget, staging_folder(self.run_dir) as folder, self._given_back(folder):
             record = self._record(*budget)
             chain, _ = self._stage_and_plan(data, record, folder, meter, keep=False)

@@ -68,6 +68,11 @@ class BoundaryCache(ABC):
         """Keep activations, (n, *shape) on any device, from row `start` on."""
         self._write(start, self.codec.encode(activations))
 
+    def _as(self, other: "BoundaryCache") -> None:
+        """Be as far as `other`, whose rows were taken over."""
+        self.labels, self._filled, self.lost = other.labels, other._filled, other.lost
+        self.bytes_read, self.bytes_written = other.bytes_read, other.bytes_written
+
     @abstractmethod
     def _write(self, start: int, block: Tensor) -> None:
         """Keep encoded rows, uint8 (n, row_bytes), from row `start` on."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.cache.base import BoundaryCache
 from ondevice_trgl.cache.codec import Codec
+from ondevice_trgl.cache.memory import MemoryCache
 from ondevice_trgl.cache.pages import Pages
 from ondevice_trgl.cache.seal import Checksums, Seal, chunk_rows, damaged_chunks, seal_of
 from ondevice_trgl.errors import DamagedFileError, StorageError
@@ -56,6 +57,20 @@ class DiskCache(BoundaryCache):
         self._chunk = chunk_rows(self.row_bytes)
         self._open()
         self._checksums = Checksums(self._chunk * self.row_bytes)
+
+    @classmethod
+    def moved(cls, path: Path, cache: MemoryCache) -> "DiskCache":
+        """What is in `cache`, in the file `path` from now on; `cache` is closed. Raises StorageError, and keeps it."""
+        found = cls(path, cache.rows, cache.shape, cache.dtype)
+        try:
+            for start, block in cache.blocks(found._chunk):
+                found._write(start, block)
+        except BaseException:
+            found.close()
+            raise
+        found._as(cache)
+        cache.close()
+        return found
 
     @classmethod
     def sealed(

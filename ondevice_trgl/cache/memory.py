@@ -1,6 +1,6 @@
 """The memory tier: one tensor, which counts in the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class MemoryCache(BoundaryCache):
             return
         for position, index in enumerate(indices):  # row by row: a gather would hold a second batch
             self.codec.decode(self._data[index : index + 1], out[position : position + 1])
+
+    def blocks(self, most: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows as they are kept), at most so many at a time, of what was added so far."""
+        for start in range(0, self._filled, most):
+            yield start, self._data[start : min(start + most, self._filled)]
 
     def views(self, indices: Sequence[int]) -> list[Tensor] | None:
         rows = self._floats() if self._is_pinned and self.dtype == "fp32" else None  # others the CPU would convert

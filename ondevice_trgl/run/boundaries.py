@@ -119,6 +119,15 @@ class Boundaries:
         cache.pages.by_chunk = self._by_chunk
         return cache
 
+    def spill(self) -> None:
+        """Keep on disk from now on what is in memory. Raises StorageError; what could not be moved stays."""
+        for caches, index in ((self._read, self.index), (self._written, self.index + 1)):
+            for split, cache in caches.items():
+                if isinstance(cache, MemoryCache):
+                    caches[split] = moved = self._settled(DiskCache.moved(self.path(index, split), cache))
+                    self.written_bytes += moved.row_bytes * moved.rows
+        self.tier = "disk"
+
     def path(self, index: int, split: str) -> Path:
         """The file of boundary `index`, where it is on disk."""
         return self.folder / f"boundary-{index:03d}-{split}.bin"

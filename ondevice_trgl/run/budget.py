@@ -58,7 +58,7 @@ class Budget:
         self.waiting = Waiting(self.hands.threads)
         limit.calibrate()  # a thread has started
         self._ask, self._asked = ask, budget_bytes
-        self._more = self._at_start = self._grown = 0
+        self._more = self._at_start = self._grown = self._freed = 0
 
     def request(self, ask: Callable[[], int]) -> None:
         """From now on, `ask` gives what may be taken."""
@@ -67,7 +67,16 @@ class Budget:
     @property
     def room(self) -> int:
         """The budget, less what the process holds more than at the start: what is an app's, training leaves to it."""
-        return self.bytes - self._grown
+        return self.bytes - self._grown + self._freed
+
+    @property
+    def coming_room(self) -> int:
+        """`room` once what `has_changed` saw is taken."""
+        return self.room + self._asked - self.bytes
+
+    def need_not_hold(self, planned_bytes: int) -> None:
+        """Of what was planned, so much is not in memory any more."""
+        self._freed += planned_bytes
 
     def has_changed(self, *, larger: bool) -> bool:
         """Look at what may be taken now, for `take`: less in any case, more only with `larger`."""

@@ -71,6 +71,19 @@ class Context:
         evict(self.partition.modules[index], self.heads[index])
         release_memory()
 
+    def spill_cache(self, peak_bytes: int) -> bool:
+        """Move boundaries from memory to disk where a step of `peak_bytes` has no room in the budget that comes.
+
+        Whether they were moved. Raises StorageError.
+        """
+        is_counted = self.boundaries.tier == "memory" and self.meter.kind == "rss"
+        if not is_counted or peak_bytes <= self.budget.coming_room:
+            return False
+        self.boundaries.spill()
+        self.budget.need_not_hold(self.plan.cache_bytes)
+        self.run.event("spilled", module=self.boundaries.index, bytes=self.plan.cache_bytes)
+        return True
+
     @cached_property
     def loss(self) -> Loss:
         """The task loss of every module. Raises UsageError."""

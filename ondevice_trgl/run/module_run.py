@@ -18,6 +18,7 @@ from ondevice_trgl.run.checkpointer import Checkpointer
 from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.position import Position
+from ondevice_trgl.run.stepper import SPILLED
 from ondevice_trgl.run.stepping import Pressed, located, stepper_of
 from ondevice_trgl.run.sweep import Swept
 from ondevice_trgl.trgl.multiplier import Multiplier
@@ -38,6 +39,7 @@ class ModuleRun:
         pressed: Pressed,
     ) -> None:
         self.context, self.checkpointer, self.lap, self.index = context, checkpointer, lap, index
+        self._pressed = pressed
         self.module, head = context.partition.modules[index], context.heads[index]
         self.position = checkpointer.position(index)
         self.measured = dataclasses.replace(
@@ -46,6 +48,7 @@ class ModuleRun:
             frozen=self.module.frozen,
             passed=self.module.passed,
         )
+        self._source: Source
         self._reached = self.position.epoch, self.position.step
         """Epochs that are behind the training, and steps of the next."""
         self.warm = context.warm_epochs(index, lap)
@@ -82,7 +85,7 @@ class ModuleRun:
     def _epoch(self, epoch: int, done: int) -> None:
         """Epoch `epoch`, of which `done` steps are behind it."""
         progress, seed, batch = self.context.progress, self.context.config.seed, self.context.plan.batch_size
-        source = self.context.boundaries.training(epoch)
+        self._source = self.context.boundaries.training(epoch)
         order = self.context.boundaries.order(epoch, self.context.config, self.lap, self.index)
         progress.start_epoch(epoch, done)
         if done:
@@ -92,8 +95,8 @@ class ModuleRun:
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
             following = order[start + batch : start + 2 * batch]
-            ahead(source, following)
-            self._step(source, order[start : start + batch], following if len(following) == batch else [])
+            ahead(self._source, following)
+            self._step(order[start : start + batch], following if len(following) == batch else [])
         measured, tally = self.measured, progress.tally
         measured.train_loss, measured.transport_cost = tally.mean_task_loss(), tally.mean_transport()
         self.note_peak()
@@ -140,10 +143,11 @@ class ModuleRun:
             self._checkpoint()  # a run that is resumed looks for what it kept, and not for what came later
             self.best.drop(but=epoch)
 
-    def _step(self, source: Source, indices: list[int], following: list[int]) -> None:
+    def _step(self, indices: list[int], following: list[int]) -> None:
         progress = self.context.progress
         progress.call("on_step_start")
         self._follow_the_budget()
+        source = self._source
         started = time.perf_counter()
         try:
             tally = self.stepper.step(source, indices, self._lr(), following=following)
@@ -221,6 +225,9 @@ class ModuleRun:
         if not budget.has_changed(larger=False):
             return
         self.note_peak()
+        if self.context.spill_cache(self.stepper.rung.peak_bytes):
+            self._source = self.context.boundaries.training(self.context.progress.epoch)
+            self._pressed(SPILLED, self.stepper.rung)
         budget.take()
         self.context.progress.budget_bytes = budget.bytes
         self.context.run.event("budget", lap=self.lap, module=self.index, budget_bytes=budget.bytes)

@@ -25,7 +25,7 @@ from ondevice_trgl.run.measured import Measured, Paused
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.relay import Relay
 from ondevice_trgl.run.scheduler import Scheduler
-from ondevice_trgl.run.stepper import Stepper
+from ondevice_trgl.run.stepper import SPILLED, Stepper
 from ondevice_trgl.run.stepping import located, stepper_of
 from ondevice_trgl.run.sweep import Swept, swept_through
 from ondevice_trgl.trgl.multiplier import Multiplier
@@ -129,7 +129,7 @@ class Parallel(Scheduler):
 
     def _epoch(self, parts: list[_Part], epoch: int, done: int) -> None:
         context, progress, config = self.context, self.context.progress, self.context.config
-        batch, source = context.plan.batch_size, context.boundaries.training(epoch)
+        batch, self._source = context.plan.batch_size, context.boundaries.training(epoch)
         order = context.boundaries.order(epoch, config, 0, 0)
         progress.start_epoch(epoch, done)
         if not done:
@@ -139,8 +139,8 @@ class Parallel(Scheduler):
         progress.tally = parts[-1].tally
         progress.call("on_epoch_start")
         for start in range(done * batch, len(order) - batch + 1, batch):
-            ahead(source, order[start + batch : start + 2 * batch])
-            self._step(parts, source, order[start : start + batch])
+            ahead(self._source, order[start + batch : start + 2 * batch])
+            self._step(parts, order[start : start + batch])
         self._note(parts)
         for part in parts:
             context.run.event(
@@ -150,13 +150,13 @@ class Parallel(Scheduler):
             )  # fmt: skip
         progress.call("on_epoch_end")
 
-    def _step(self, parts: list[_Part], source: Source, indices: list[int]) -> None:
+    def _step(self, parts: list[_Part], indices: list[int]) -> None:
         """One step of every module."""
         progress, budget = self.context.progress, self.context.budget
         progress.call("on_step_start")
         self._follow_the_budget(parts)
         # where memory fails in the middle, some have made this step and others have not: the last checkpoint holds
-        self._through(parts, source, indices)
+        self._through(parts, self._source, indices)
         progress.step += 1
         self._reached = progress.reached()
         self._steps_here += 1
@@ -225,6 +225,10 @@ class Parallel(Scheduler):
         if not budget.has_changed(larger=False):
             return
         self._note_peak()
+        largest = max(parts, key=lambda part: part.stepper.rung.peak_bytes)
+        if context.spill_cache(largest.stepper.rung.peak_bytes):
+            self._source = context.boundaries.training(context.progress.epoch)
+            self._pressed(0, largest.index, SPILLED, largest.stepper.rung)
         budget.take()
         context.progress.budget_bytes = budget.bytes
         context.run.event("budget", lap=0, module=0, budget_bytes=budget.bytes)

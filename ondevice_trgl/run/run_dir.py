@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +82,8 @@ class RunDir:
         return sorted(ours, key=lambda entry: (entry.name == RECORD, entry.name))
 
     @classmethod
-    def check(cls, path: Path, *, force: bool) -> None:
-        """Raises RunDirError where `create` would. Changes nothing."""
+    def check(cls, path: Path, *, force: bool, cache_dir: str | Path | None = None) -> None:
+        """Raises RunDirError where `create` would, and where nothing can be kept in `cache_dir`. Changes nothing."""
         if path.exists():
             if not path.is_dir():
                 raise RunDirError(f"{path} is a file, expected a folder for the run", hint="choose another --run-dir")
@@ -104,6 +105,8 @@ class RunDir:
             raise RunDirError(
                 f"run directory {path} cannot be written: no permission in {parent}", hint="choose another --run-dir"
             )
+        if cache_dir is not None:
+            _check_cache_dir(Path(cache_dir))
 
     @classmethod
     def create(cls, path: Path, *, force: bool = False) -> "RunDir":
@@ -196,6 +199,17 @@ class RunDir:
     def clear_cache(self, cache_dir: str | Path | None = None) -> None:
         """Remove this run's boundary activations."""
         shutil.rmtree(self.cache_folder(cache_dir), ignore_errors=True)
+
+
+def _check_cache_dir(path: Path) -> None:
+    """By making a folder there, and removing it: permissions do not tell of what is read-only, or no disk."""
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".trgl-", dir=parent).cleanup()
+    except OSError as error:
+        raise RunDirError(
+            f"activations cannot be kept in {path}: {error.strerror} ({parent})", hint="choose another --cache-dir"
+        ) from error
 
 
 def _cannot_be_made(path: Path, error: OSError) -> RunDirError:

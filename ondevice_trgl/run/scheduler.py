@@ -11,7 +11,7 @@ from ondevice_trgl.run.lineage import Lineage, take_up
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.module_run import ModuleRun
 from ondevice_trgl.run.stalled import has_stalled
-from ondevice_trgl.run.stepper import Pressure
+from ondevice_trgl.run.stepper import SPILLED, Pressure
 
 
 @dataclass
@@ -94,7 +94,10 @@ class Scheduler:
         progress.module_epochs = context.warm_epochs(index, lap) + context.epochs(index)
         progress.enter("load", 0)
         self.peak_outside = max(self.peak_outside, budget.note_peak())
-        if budget.has_changed(larger=True):
+        has_changed = budget.has_changed(larger=True)
+        if context.spill_cache(context.plan.rungs[index].peak_bytes):
+            self._tell(lap, index, SPILLED)
+        if has_changed:
             budget.take()
             budget.begin()
             progress.budget_bytes = budget.bytes
@@ -131,9 +134,12 @@ class Scheduler:
         return index
 
     def _pressed(self, lap: int, index: int, pressure: Pressure, rung: Rung) -> None:
+        self._lowest[index] = rung
+        self._tell(lap, index, pressure)
+
+    def _tell(self, lap: int, index: int, pressure: Pressure) -> None:
         progress = self.context.progress
         place = {"lap": lap, "module": index, "epoch": progress.epoch, "step": progress.step}
-        self._lowest[index] = rung
         self.pressures.append({**place, **vars(pressure)})
         self.context.run.event("pressure", **place, **vars(pressure))
         progress.call("on_budget_pressure")

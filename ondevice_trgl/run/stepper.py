@@ -40,6 +40,9 @@ class Pressure:
     after: str
 
 
+SPILLED = Pressure("the budget was lowered", "cache in memory", "cache on disk")
+
+
 class Stepper:
     """Trains one module on the rung `rung` of `ladder`, and further down where the budget demands it.
 

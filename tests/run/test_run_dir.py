@@ -89,6 +89,16 @@ def test_a_place_where_nothing_can_be_made() -> None:
         RunDir.create(Path("/proc/trgl/run"))
 
 
+@pytest.mark.parametrize("place", ["/proc/nowhere/deep", "file/cache"])
+def test_a_place_where_no_activations_can_be_kept_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirError, match="activations cannot be kept in ") as caught:
+        RunDir.check(tmp_path / "run", force=False, cache_dir=tmp_path / place)
+    assert "--cache-dir" in caught.value.hint
+    RunDir.check(tmp_path / "run", force=False, cache_dir=tmp_path / "new" / "cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
