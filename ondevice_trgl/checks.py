@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import field, fields
 from itertools import pairwise
@@ -14,13 +15,14 @@ from ondevice_trgl.policy import parse_budget
 from ondevice_trgl.units import parse_interval, parse_size
 
 Check = Callable[[Any], str | None]
+_MOST_SHOWN = 500
 
 
 def one_of(*valid: str) -> Check:
     def check(value: Any) -> str | None:
         if value in valid:
             return None
-        near = difflib.get_close_matches(str(value), valid, n=1)
+        near = difflib.get_close_matches(reprlib.repr(value).strip("'"), valid, n=1)
         return f"expected {' | '.join(valid)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
     return check
@@ -90,7 +92,8 @@ def modules(value: Any) -> str | None:
 
 
 def device(value: Any) -> str | None:
-    if isinstance(value, str) and (value in ("auto", "cpu", "cuda") or value.removeprefix("cuda:").isdigit()):
+    number = value.removeprefix("cuda:") if isinstance(value, str) else ""
+    if value in ("auto", "cpu", "cuda") or (number.isascii() and number.isdigit() and len(number) < 4):
         return None
     return "expected auto | cpu | cuda | cuda:N"
 
@@ -151,9 +154,9 @@ def augmentations(*known: str) -> Check:
         for one in () if value is None else value if isinstance(value, tuple | list) else (value,):
             if callable(one) or (isinstance(one, str) and (one in known or all(one.partition(":")))):
                 continue
-            near = difflib.get_close_matches(one, known, n=1) if isinstance(one, str) else []
+            near = difflib.get_close_matches(one[:_MOST_SHOWN], known, n=1) if isinstance(one, str) else []
             meant = f" (did you mean {near[0]!r}?)" if near else ""
-            return f"expected any of {', '.join(known)}{meant}, pkg.module:callable, or a callable, not {one!r}"
+            return f"expected any of {', '.join(known)}{meant}, pkg.module:callable, or a callable, not {_brief(one)}"
         return None
 
     return check
@@ -184,4 +187,9 @@ def plain(value: Any) -> Any:
 
 def fault_of(f: dataclasses.Field[Any], value: Any) -> str | None:
     reason = f.metadata["check"](value)
-    return f"{f.name} = {plain(value)!r}: {reason}" if reason else None
+    return f"{f.name} = {_brief(plain(value))}: {reason}" if reason else None
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.bounded import fresh
 from ondevice_trgl.errors import StorageError
 
 
@@ -15,9 +16,10 @@ def write_text(path: Path, text: str) -> Path:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
+        with fresh(temporary) as file:
+            rest = memoryview(text.encode("utf-8", "backslashreplace"))
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:

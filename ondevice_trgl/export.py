@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ondevice_trgl.durable import write_json
 from ondevice_trgl.errors import RunDirError, UsageError
-from ondevice_trgl.model.tensorfile import copy_tensors, read_header
+from ondevice_trgl.model.header import read_header
+from ondevice_trgl.model.tensorfile import copy_tensors
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD
 from ondevice_trgl.run.trained import TrainedRun

@@ -12,8 +12,9 @@ Stated = str | int | Callable[[], str | int]
 """A budget as it may be stated: a size, a policy, or a function that gives either each time it is called."""
 _POLICY = re.compile(
     r"\s*(?:(?P<share>\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?)?(?P<of>free[-\s]?)?ram\s*(?:(?:minus|-)\s*(?P<less>.+?))?\s*",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
+_MOST_TEXT = 100
 _HINT = 'write a size like 600MB or 2GiB, or a policy like "free-RAM minus 500MB" or "50% of RAM"'
 
 
@@ -33,7 +34,7 @@ class Policy:
 
 def parse_budget(stated: str | int, *, what: str = "budget") -> int | Policy:
     """Bytes, or a policy. Raises SizeError, which names the value as `what`."""
-    match = _POLICY.fullmatch(stated) if isinstance(stated, str) else None
+    match = _POLICY.fullmatch(stated) if isinstance(stated, str) and len(stated) <= _MOST_TEXT else None
     if match is None:
         try:
             return parse_size(stated, what=what)

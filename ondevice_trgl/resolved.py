@@ -1,13 +1,12 @@
 """Where a setting comes from: flag over config file over profile over default."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ondevice_trgl import checks
+from ondevice_trgl import bounded, checks
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.errors import ConfigError
 
@@ -24,11 +23,10 @@ class Resolved:
 def read_toml(path: Path) -> dict[str, Any]:
     """The flat table of settings in a TOML file. Raises ConfigError where it is absent or cannot be read."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return bounded.read_toml(path)
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"], hint="check the path given to --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from None
 
 

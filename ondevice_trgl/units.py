@@ -13,8 +13,9 @@ _UNITS = {
     **{f"{letter}i{suffix}": 1024**power for power, letter in enumerate("kmgt", 1) for suffix in ("", "b")},
 }
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-_INTERVAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
-_SIZE = re.compile(r"\s*([+-]?\d+(?:[._]?\d+)*)\s*([a-zA-Z]*)\s*")
+_INTERVAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", re.ASCII)
+_SIZE = re.compile(r"\s*([+-]?\d+(?:_\d+)*(?:\.\d+)?)\s*([a-zA-Z]*)\s*", re.ASCII)
+_MOST_TEXT = 60
 
 
 def parse_size(text: str | int, *, what: str = "size") -> int:
@@ -27,7 +28,7 @@ def parse_size(text: str | int, *, what: str = "size") -> int:
     if isinstance(text, int):
         number, unit = Decimal(text), ""
     else:
-        match = _SIZE.fullmatch(text)
+        match = _SIZE.fullmatch(text) if isinstance(text, str) and len(text) <= _MOST_TEXT else None
         if match is None or match[2].lower() not in _UNITS:
             raise SizeError(
                 f"{what} {text!r} is not a byte size",
@@ -61,7 +62,7 @@ class Interval(NamedTuple):
 
 def parse_interval(text: str) -> Interval:
     """ "90s", "5min", "1h", or "200 steps". Raises UsageError where it cannot be read or is not positive."""
-    match = _INTERVAL.fullmatch(text)
+    match = _INTERVAL.fullmatch(text) if len(text) <= _MOST_TEXT else None
     number, unit = (match[1], match[2]) if match else ("0", "")
     if unit in ("step", "steps") and number.isdecimal() and int(number):
         return Interval(None, int(number))

@@ -19,6 +19,8 @@ MAX_LINES = 320
 # renderers, so it stands above the run and they below it.
 ROOMS = (
     "errors",
+    "bounded",
+    "typed",
     "durable",
     "imported",
     "processes",

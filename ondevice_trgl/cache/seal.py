@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.durable import write_text
+from ondevice_trgl.typed import record_of
 
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
@@ -41,17 +43,14 @@ class Seal:
     def read(cls, path: Path) -> "Seal | None":
         """The seal of the boundary `path`; None where there is none, or it is not what this program wrote."""
         try:
-            with seal_of(path).open("rb") as file:
-                text = file.read(_MOST_BYTES + 1)
-            values = json.loads(text) if len(text) <= _MOST_BYTES else {}
-            seal = cls(**{**values, "shape": tuple(values["shape"]), "checksums": tuple(values["checksums"])})
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            seal = record_of(cls, parse_object(read_bytes(seal_of(path), most=_MOST_BYTES)))
+        except (OSError, ValueError):
             return None
         return seal if seal.format == FORMAT and seal._is_sound() else None
 
     def _is_sound(self) -> bool:
         numbers = (self.rows, self.chunk_rows, *self.shape, *self.checksums)
-        if not all(type(number) is int and number >= 0 for number in numbers) or not self.chunk_rows:
+        if min(numbers) < 0 or not self.chunk_rows:
             return False
         return len(self.checksums) == -(-self.rows // self.chunk_rows)
 

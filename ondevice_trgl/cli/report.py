@@ -7,11 +7,15 @@ from ondevice_trgl.cli.present import show
 from ondevice_trgl.cli.shell import Shell
 from ondevice_trgl.errors import StorageError, UsageError
 from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.run_dir import RECORD, RunDir
 
 
 def run_report(shell: Shell, given: dict[str, Any]) -> int:
     """Show the report of RUN on the terminal, as JSON, or as a self-contained HTML page."""
-    report = read_report(Path(given["run"]))
+    run = Path(given["run"])
+    if (run / RECORD).exists():
+        RunDir.open(run)
+    report = read_report(run)
     if given["html"] is None:
         show(shell, report)
         return 0

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from ondevice_trgl.bounded import opened, parse_object, read_bytes
 from ondevice_trgl.data.decode import Fit, pillow_version
 from ondevice_trgl.data.source import cache_dir
 
@@ -27,6 +28,7 @@ MOST_FILES = 200
 """And how many of them there may be: single pictures that were asked about are small, and come often."""
 _LEAST_FREE = 10
 """And the share of the disk that they leave free: a tenth."""
+_MOST_JSON_BYTES = 64 << 10
 _PARTIAL = ".part"
 _ABANDONED_SECONDS = 24 * 3600
 """A partial file that nobody wrote to for so long belongs to a process that was killed."""
@@ -58,12 +60,12 @@ def find(key: str, count: int, record_bytes: int) -> BinaryIO | None:
     """
     path = prepared_dir() / f"{key}.u8"
     try:
-        made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        file = path.open("rb", buffering=0)
+        made = parse_object(read_bytes(path.with_suffix(".json"), most=_MOST_JSON_BYTES))
+        file = opened(path)
     except (OSError, ValueError):
         return None
-    known = isinstance(made, dict) and (made.get("count"), made.get("record_bytes")) == (count, record_bytes)
-    if not known or os.fstat(file.fileno()).st_size != count * record_bytes:
+    is_known = (made.get("count"), made.get("record_bytes")) == (count, record_bytes)
+    if not is_known or os.fstat(file.fileno()).st_size != count * record_bytes:
         file.close()
         return None
     with contextlib.suppress(OSError):

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice_trgl.tasks import CLASSES
+from ondevice_trgl.tasks import CLASSES, KINDS
+from ondevice_trgl.typed import record_of
 
 NONE, BILINEAR, CENTER_CROP = "none", "bilinear", "center-crop"
 
@@ -56,17 +57,15 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`."""
-        mean, std = values["mean"], values["std"]
-        return cls(
-            tuple(map(str, values["class_names"])),
-            tuple(map(int, values["input_shape"])),
-            str(values["resize"]),
-            str(values["orientation"]),
-            None if mean is None else tuple(map(float, mean)),
-            None if std is None else tuple(map(float, std)),
-            cls.kind_in(values),
-        )
+        """The inverse of `to_dict`. Raises ValueError for what is none."""
+        known = record_of(cls, values, lenient=True)
+        if not known.class_names or min(known.input_shape, default=1) < 1:
+            raise ValueError("the preprocessing is of no class, or of inputs without a number")
+        if known.task not in KINDS:
+            raise ValueError(f"the task is {known.task[:60]!r}, expected {' | '.join(KINDS)}")
+        if (known.mean is None) != (known.std is None) or len(known.mean or ()) != len(known.std or ()):
+            raise ValueError("mean and std are not of the same channels")
+        return known
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Device profiles: what a machine has, and the default budget that follows from it."""
 
 import difflib
-import tomllib
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.bounded import read_toml
 from ondevice_trgl.device.host import cpu_count, usable_ram_bytes
 from ondevice_trgl.errors import ConfigError, SizeError, UnknownNameError
 from ondevice_trgl.units import parse_size
@@ -144,12 +145,12 @@ _OPTIONAL = ("flash_endurance",)
 
 def _read(path: Path) -> DeviceProfile:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path)
     except OSError as error:
         raise ConfigError(
             [f"cannot read {path}: {error.strerror}"], hint=f"names that need no file: {', '.join(profile_names())}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from None
     faults = _faults(table)
     if faults:
@@ -179,7 +180,7 @@ def _faults(table: Mapping[str, Any]) -> list[str]:
         if key not in table:
             faults += [f"{key}: missing"] * (key not in _OPTIONAL)
         elif reason := check(table[key]):
-            faults.append(f"{key} = {table[key]!r}: {reason}")
+            faults.append(f"{key} = {reprlib.repr(table[key])}: {reason}")
     sizes_readable = all(key in table and _size(table[key]) is None for key in ("ram", "reserve"))
     if sizes_readable and parse_size(table["reserve"]) >= parse_size(table["ram"]):
         faults.append(f"reserve = {table['reserve']!r}: must be less than ram = {table['ram']!r}")

@@ -9,8 +9,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ondevice_trgl.errors import DamagedFileError
+
 _NONE = float("nan")
 """Stands for no Gaussian kept for the next call."""
+_WORDS = 624
+"""Of a Mersenne twister."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,13 @@ class Randomness:
         )
 
     def restore(self, device: torch.device) -> None:
-        """Put them back to this state, as far as it has one."""
+        """Put them back to this state, as far as it has one. Raises DamagedFileError for one that is none."""
+        try:
+            self._restore(device)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise _damaged(error) from error
+
+    def _restore(self, device: torch.device) -> None:
         if self.torch_cpu is not None:
             torch.set_rng_state(self.torch_cpu)
         if self.torch_cuda is not None and device.type == "cuda":
@@ -66,12 +76,21 @@ class Randomness:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """From what `tensors` gave; of older checkpoints, which have less, what is there."""
+        """From what `tensors` gave; of older checkpoints, which have less, what is there. Raises DamagedFileError."""
+        try:
+            return cls._of(tensors)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise _damaged(error) from error
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor]) -> Self:
         python = numpy = None
         if "rng_python" in tensors:
             python = 3, tuple(tensors["rng_python"].tolist()), _kept(tensors["rng_python_kept"])
         if "rng_numpy" in tensors:
             *numbers, position = tensors["rng_numpy"].tolist()
+            if len(numbers) != _WORDS or not 0 <= position <= _WORDS:
+                raise ValueError("numpy's has another length")  # which numpy would not notice
             kept = _kept(tensors["rng_numpy_kept"])
             numpy = "MT19937", numbers, position, int(kept is not None), kept or 0.0
         return cls(tensors.get("rng"), tensors.get("rng_cuda"), python, numpy)
@@ -95,6 +114,10 @@ def seed_all(seed: int, *, torchs_alone: bool = False) -> None:
     random.seed(seed)
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed(seed % 2**32)
+
+
+def _damaged(error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"the random numbers of a checkpoint are damaged: {error}", hint="start a new run")
 
 
 def _kept(value: Tensor) -> float | None:

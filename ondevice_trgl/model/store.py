@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError
-from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, sync_folder, write_tensors
+from ondevice_trgl.model.header import position_in, read_header
+from ondevice_trgl.model.tensorfile import copy_tensors, read_tensors, sync_folder, write_tensors
 
 NET, MARK = "net", "!"
 """A local module holds the network's layers in a child of that name, so that none of their names is one of its own.
@@ -190,13 +191,11 @@ class ModuleStore:
         return size
 
     def position(self, index: int) -> dict[str, Any]:
-        """What was saved as the position of module `index`, empty where nothing was; no tensor is read."""
-        if not self.has(index):
-            return {}
-        _, metadata, _ = read_header(self.path(index))
-        position = json.loads(metadata.get("position", "{}"))
-        assert isinstance(position, dict)
-        return position
+        """What was saved as the position of module `index`, empty where nothing was; no tensor is read.
+
+        Raises DamagedFileError.
+        """
+        return position_in(self.path(index))
 
 
 def aliases_of(model: nn.Module) -> dict[str, tuple[str, ...]]:

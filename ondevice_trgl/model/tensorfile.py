@@ -7,17 +7,18 @@ these two functions hold nothing beside the tensors themselves. The format is th
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from ondevice_trgl.bounded import fresh, opened
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.errors import DamagedFileError, StorageError
+from ondevice_trgl.model.header import MOST_HEADER_BYTES, Entry, header_of, read_header
 
 _NAMES = {
     torch.float64: "F64",
@@ -33,7 +34,6 @@ _NAMES = {
     torch.complex64: "C64",
 }
 DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_MOST_HEADER = 64 << 20
 _PIECE_BYTES = 8 << 20
 
 
@@ -99,7 +99,7 @@ def digest_tensors(path: Path, names: Iterable[str]) -> str:
 
 def _blocks(path: Path, start: int, begin: int, end: int) -> Iterator[bytes]:
     """Bytes `begin` to `end` of what begins at `start` of the file, a megabyte at a time."""
-    with path.open("rb", buffering=0) as source:
+    with opened(path) as source:
         source.seek(start + begin)
         while begin < end:
             block = source.read(min(end - begin, 1 << 20))
@@ -122,9 +122,11 @@ def _write(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MOST_HEADER_BYTES:
+        raise StorageError(f"cannot write {path}: its header would be {len(text)} bytes, {MOST_HEADER_BYTES} at most")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb", buffering=0) as file:
+        with fresh(temporary) as file:
             _write_all(file.write, len(text).to_bytes(8, "little") + text)
             for block in blocks:
                 _write_all(file.write, block)
@@ -157,51 +159,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """(entries by name, metadata, where the data starts). Raises DamagedFileError."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_MOST_HEADER, size - 8):
-                raise ValueError("no header")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("no metadata")
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + end != size:
-            raise ValueError(f"{size} bytes long, expected {8 + length + end}")
-    except FileNotFoundError:
-        raise DamagedFileError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
-    return header, metadata, 8 + length
-
-
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """The tensors of `path` whose names are `wanted`, each read into memory of its own. Raises DamagedFileError."""
-    header, _, start = read_header(path)
     tensors: dict[str, Tensor] = {}
     try:
-        with path.open("rb", buffering=0) as file:
+        with opened(path) as file:
+            header, _, start = header_of(file)
             for name, entry in header.items():
-                if not wanted(name):
-                    continue
-                dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-                begin, end = entry["data_offsets"]
-                size = math.prod(shape) * dtype.itemsize
-                if begin < 0 or min(shape, default=0) < 0 or size != end - begin:
-                    raise ValueError(f"{name} has {end - begin} bytes, expected {size}")
-                tensor = torch.empty(shape, dtype=dtype)
-                target = bytes_of(tensor)
-                file.seek(start + begin)
-                while target:
-                    count = file.readinto(target)
-                    if not count:
-                        raise ValueError(f"{name} ends early")
-                    target = target[count:]
-                tensors[name] = tensor
-    except (OSError, ValueError, KeyError, TypeError) as error:
+                if wanted(name):
+                    tensors[name] = _filled(file, start + entry["data_offsets"][0], name, entry)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
     return tensors
+
+
+def _filled(file: BinaryIO, start: int, name: str, entry: Entry) -> Tensor:
+    tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+    target = bytes_of(tensor)
+    file.seek(start)
+    while target:
+        count = file.readinto(target)  # type: ignore[attr-defined]  # every binary file that is opened here has it
+        if not count:
+            raise ValueError(f"{name} ends early")
+        target = target[count:]
+    return tensor

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ondevice_trgl.bounded import opened
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.device.pages import drop_pages
 from ondevice_trgl.errors import ConfigError, DamagedFileError, UsageError
+from ondevice_trgl.model.header import read_header
 from ondevice_trgl.model.store import aliases_of, state_of
-from ondevice_trgl.model.tensorfile import DTYPES, read_header
+from ondevice_trgl.model.tensorfile import DTYPES
 
 PIECE_BYTES = 4 << 20
 _RESAVE = "where you trust it: torch.save(model.state_dict(), FILE), or safetensors.torch.save_file"
@@ -150,7 +152,7 @@ def _words(kind: Kind) -> str:
 
 def _opened(path: Path) -> _Source:
     try:
-        with path.open("rb") as file:
+        with opened(path, follow=True) as file:
             start = file.read(4)
     except OSError as error:
         raise UsageError(f"weights {path} cannot be read: {error.strerror}", hint="check the path") from None
@@ -173,34 +175,24 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._header, _, self._start = read_header(path)
-            self.kinds = {name: self._kind(name) for name in self._header}
-        except (DamagedFileError, LookupError, TypeError, ValueError) as error:
+            self._header, _, self._start = read_header(path, follow=True)
+        except DamagedFileError as error:
             raise UsageError(
                 f"weights {path} are neither safetensors nor a torch file: {error}", hint=f"write them {_RESAVE}"
             ) from error
-
-    def _kind(self, name: str) -> Kind:
-        entry = self._header[name]
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has dtype {entry['dtype']}")
-        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        begin, end = entry["data_offsets"]
-        if begin < 0 or min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} has {end - begin} bytes")
-        return shape, dtype
+        self.kinds = {name: (tuple(entry["shape"]), DTYPES[entry["dtype"]]) for name, entry in self._header.items()}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         shape, dtype = self.kinds[name]
         left = math.prod(shape)
         buffer = torch.empty(min(left, PIECE_BYTES // dtype.itemsize), dtype=dtype)
-        with self._path.open("rb", buffering=0) as file:
+        with opened(self._path, follow=True) as file:
             file.seek(self._start + self._header[name]["data_offsets"][0])
             while left:
                 piece = buffer[: min(left, len(buffer))]
                 target = bytes_of(piece)
                 while target:
-                    count = file.readinto(target)
+                    count = file.readinto(target)  # type: ignore[attr-defined]  # it is a raw file
                     if not count:
                         raise DamagedFileError(f"{self._path} ends early")
                     target = target[count:]

@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 
+from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.device.allocator import allocator_name
 from ondevice_trgl.device.host import cpu_model
 from ondevice_trgl.model.alike import is_lasting
+from ondevice_trgl.typed import value_of
 
 _FORMAT = 1
+_MOST_BYTES = 1 << 20
 
 
 class Memo:
@@ -34,8 +37,9 @@ class Memo:
         """The figure of `kind` for modules that are `alike`, or None."""
         name = self._name(kind, alike, key)
         if name not in self._known and self._folder is not None and is_lasting(alike):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                self._known[name] = float(json.loads((self._folder / f"{name}.json").read_text("utf-8"))["value"])
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found = parse_object(read_bytes(self._folder / f"{name}.json", most=_MOST_BYTES))
+                self._known[name] = value_of(float, found["value"])
         return self._known.get(name)
 
     def put(self, kind: str, alike: str, value: float, **key: Any) -> None:

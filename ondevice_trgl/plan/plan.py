@@ -1,14 +1,17 @@
 """Plan: what will be trained how, and what each module can fall back on when memory runs short."""
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ondevice_trgl.config import TrainConfig
-from ondevice_trgl.device.allocator import TIGHT
+from ondevice_trgl.device.allocator import HOLDS, TIGHT
 from ondevice_trgl.plan.breakdown import Breakdown
 from ondevice_trgl.plan.pareto import Choice
+from ondevice_trgl.typed import record_of
 from ondevice_trgl.units import format_size
 
 
@@ -165,18 +168,30 @@ class Plan:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Plan":
-        """The inverse of `to_dict`."""
-        ladders = tuple(tuple(Rung(**rung) for rung in ladder) for ladder in record["ladders"])
-        return cls(
-            **{
-                **record,
-                "ladders": ladders,
-                "breakdowns": tuple(tuple(Breakdown(**one) for one in each) for each in record.get("breakdowns", ())),
-                "bounds": tuple(record["bounds"]),
-                "pareto": tuple(Choice(**one) for one in record.get("pareto", ())),
-                "reasons": tuple(record["reasons"]),
-            }
-        )
+        """The inverse of `to_dict`. Raises ValueError for what is none."""
+        plan = record_of(cls, record)
+        if fault := plan._fault():
+            raise ValueError(fault)
+        return plan
+
+    def _fault(self) -> str:
+        """What makes it a plan of nothing; "" where nothing does."""
+        if len(self.bounds) < 2 or self.bounds[0] != 0 or any(a >= b for a, b in pairwise(self.bounds)):
+            return f"bounds are {reprlib.repr(self.bounds)}, expected 0 and what follows to ascend"
+        sizes = list(map(len, self.ladders))
+        if len(sizes) != self.num_parts or not all(sizes):
+            return f"there are {len(sizes)} ladders, expected {self.num_parts} with a rung or more"
+        if self.breakdowns and list(map(len, self.breakdowns)) != sizes:
+            return "breakdowns are not those of the ladders"
+        micro = [rung.micro_batch_size for ladder in self.ladders for rung in ladder]
+        if not 1 <= min(micro) <= max(micro) <= self.batch_size or any(self.batch_size % one for one in micro):
+            return f"micro-batches are {min(micro)} to {max(micro)}, expected parts of a batch of {self.batch_size}"
+        if not 0 <= self.passed < self.num_parts:
+            return f"passed is {self.passed} of {self.num_parts} modules"
+        if not all(rung.hold in HOLDS for ladder in self.ladders for rung in ladder):
+            return f"the allocator is held in another way than {', '.join(HOLDS)}"
+        bytes_ = (self.budget_bytes, self.floor_bytes, self.cache_bytes, self.set_up_bytes, self.write_bytes or 0)
+        return "bytes are below zero" if min(bytes_) < 0 else ""
 
 
 def rung_within(ladder: Sequence[Rung], budget_bytes: int) -> Rung:

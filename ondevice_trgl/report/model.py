@@ -5,14 +5,15 @@ accuracy. What was not measured is None.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.errors import DamagedFileError, RunDirError
 from ondevice_trgl.tasks import ACCURACY
+from ondevice_trgl.typed import record_of
 
 SCHEMA_VERSION = 1
 BASELINES = ("e2e", "e2e_checkpoint")
@@ -258,46 +259,35 @@ class Report:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Report":
-        """The inverse of `to_dict`; unknown keys are left out, so that a newer minor version can be read."""
-        values = _known(cls, record)
-        plan = _known(PlanReport, values["plan"])
-        plan["cache"] = CacheReport(**_known(CacheReport, plan["cache"]))
-        plan["reasons"] = tuple(plan["reasons"])
-        values["plan"] = PlanReport(**plan)
-        values["modules"] = tuple(ModuleReport(**_known(ModuleReport, m)) for m in values["modules"])
-        if values.get("classifier") is not None:
-            values["classifier"] = ModuleReport(**_known(ModuleReport, values["classifier"]))
-        for name in ("pressure", "budgets", "pareto"):
-            values[name] = tuple(values.get(name, ()))
-        values["baselines"] = {
-            name: BaselineReport(**_known(BaselineReport, b)) for name, b in values.get("baselines", {}).items()
-        }
-        values["accuracy"] = AccuracyReport(**_known(AccuracyReport, values.get("accuracy", {})))
-        values["seconds"] = SecondsReport(**_known(SecondsReport, values.get("seconds", {})))
-        return cls(**values)
+        """The inverse of `to_dict`; unknown keys are left out, so that a newer minor version can be read.
 
-
-def _known(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {name: value for name, value in record.items() if name in names}
+        Raises ValueError for what is none.
+        """
+        report = record_of(cls, record, lenient=True)
+        for stretch in report.budgets:
+            if not {"budget_bytes", "measured_peak_bytes"} <= stretch.keys():
+                raise ValueError("budgets lack a budget or a peak")
+        return report
 
 
 def read_report(run_dir: Path) -> Report:
     """The report of a run. Raises RunDirError where there is none, DamagedFileError where it cannot be read."""
     path = run_dir / "report.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path)
     except OSError as error:
         raise RunDirError(
             f"{run_dir} holds no report: {error.strerror}", hint="`trgl-device train` or `resume` writes one"
         ) from None
     try:
-        record = json.loads(text)
-        if record["schema_version"] > SCHEMA_VERSION:
+        record = parse_object(text)
+        version = record.get("schema_version")
+        if type(version) is int and version > SCHEMA_VERSION:
             raise RunDirError(
-                f"{path} has schema version {record['schema_version']}, this program reads up to {SCHEMA_VERSION}",
-                hint="install a newer ondevice_trgl",
+                f"{path} was made by a newer version (schema version {version}, this program reads up to"
+                f" {SCHEMA_VERSION})",
+                hint="upgrade",
             )
         return Report.from_dict(record)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise DamagedFileError(f"{path} is not a report: {error}") from None

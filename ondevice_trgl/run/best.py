@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.partition import LocalModule
 from ondevice_trgl.model.store import ModuleStore, state_of
 from ondevice_trgl.model.tensorfile import read_tensors, write_tensors
@@ -28,7 +29,10 @@ class Best:
         """Fill module and head in place, one tensor in memory at a time. Raises DamagedFileError."""
         path = self._folder / f"{self._name}{epoch}"
         for name, tensor in self._tensors().items():
-            tensor.copy_(read_tensors(path, name.__eq__)[name])
+            found = read_tensors(path, name.__eq__).get(name)
+            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                raise DamagedFileError(f"{path} does not fit the module: {name}", hint="start a new run")
+            tensor.copy_(found)
 
     def drop(self, *, but: int | None = None) -> None:
         """Remove what was kept of other epochs than `but`."""

@@ -42,7 +42,7 @@ class Checkpointer:
 
     def position(self, index: int) -> Position:
         """Where module `index` stands on disk. No tensor is read."""
-        return Position.from_dict(self._context.store.position(index))
+        return Position.of(self._context.store, index)
 
     def _restore_callbacks(self) -> None:
         """Give each callback the state that it had at the last checkpoint, where there is one."""

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ondevice_trgl.errors import StorageError
+from ondevice_trgl.errors import RunDirError, StorageError
 from ondevice_trgl.run.inventory import Run, weighed
 from ondevice_trgl.run.lock import held, is_held
-from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir
+from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, check_folder, check_links
 
 COMMITTED = "committed"
 """In modules/: what is pending there is to be kept, see `model.store`."""
@@ -21,9 +21,14 @@ def clean(run: Run, *, everything: bool = False) -> int:
     """Remove the boundary cache of `run` and what killed processes left in it; with `everything`, all its files.
 
     Returns the bytes freed. The run can be resumed, as long as not everything is gone: boundaries are made again. Files
-    that are not of a run stay. Raises RunDirError, before anything is removed, where a living process works on the run;
-    StorageError.
+    that are not of a run stay. Raises RunDirError, before anything is removed, where a living process works on the run,
+    it is of a newer version, or has links in it; StorageError.
     """
+    check_links(run.path)
+    for folder in run.caches:
+        check_folder(folder)
+    if run.is_newer:
+        raise RunDirError(f"{run.path} was made by a newer version", hint="upgrade, or remove the folder yourself")
     with contextlib.ExitStack() as locks:
         locks.enter_context(held(run.path))
         locks.enter_context(held(run.path / RECORD))  # who evaluates it shares this

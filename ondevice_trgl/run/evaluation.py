@@ -13,7 +13,7 @@ from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import BudgetExceededError
 from ondevice_trgl.model.partition import Partition
 from ondevice_trgl.model.store import ModuleStore, evict
-from ondevice_trgl.plan.plan import Plan, rung_within
+from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.batches import Source, buffer_for
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.budget import Budget
@@ -137,7 +137,6 @@ class Evaluation:
 
     def _buffer(self, index: int) -> Tensor:
         """An input buffer as large as the one with which the report's accuracy was measured."""
-        rung = rung_within(self.plan.ladders[index], self.budget.bytes)
-        swept_at = Position.from_dict(self.store.position(index)).rung or rung
+        swept_at = Position.of(self.store, index).way(self.plan.ladders[index], self.budget.bytes)
         dtype = self.partition.chain.in_dtype if index == 0 else torch.float32
         return buffer_for(swept_at.micro_batch_size, self.partition.modules[index].in_shape, dtype)

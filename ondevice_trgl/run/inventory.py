@@ -1,6 +1,5 @@
 """The runs below a folder: what each is, how it stands, and what it takes on disk. Reads JSON, loads no torch."""
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -9,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.errors import RunDirError
 from ondevice_trgl.run.lock import is_held
-from ondevice_trgl.run.run_dir import PARTITION, PLAN, RECORD, REPORT, SCRATCH, WEIGHTS, RunDir
+from ondevice_trgl.run.run_dir import FORMAT, PARTITION, PLAN, RECORD, REPORT, SCRATCH, WEIGHTS, RunDir
 
 _WEIGHTS = ("modules", WEIGHTS, "model.safetensors")
 _STATUSES = ("completed", "paused", "failed")
@@ -24,7 +24,7 @@ class Run:
     path: Path
     status: str
     """completed | paused | failed, as its report says; in progress: a living process trains it; killed: neither;
-    damaged: its record cannot be read"""
+    damaged: its record cannot be read; newer: it was made by a newer version of this program"""
     model: str | None
     """By name; None where it is a program's own, as `data`."""
     data: str | None
@@ -38,6 +38,11 @@ class Run:
     """When a file of it was written last, in seconds since 1970."""
     caches: tuple[Path, ...]
     """Folders of boundary activations that there may be."""
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether it was made by a newer version, which may keep other things in other places."""
+        return self.status == "newer"
 
     @property
     def total_bytes(self) -> int:
@@ -115,6 +120,8 @@ def look_at(path: Path) -> Run:
 def _status(path: Path, record: dict[str, Any], report: dict[str, Any]) -> str:
     if is_held(path):
         return "in progress"
+    if isinstance(version := record.get("format"), int) and version > FORMAT:
+        return "newer"
     if not isinstance(record.get("config"), dict):
         return "damaged"
     status = report.get("status")
@@ -151,8 +158,8 @@ def _entries(path: Path) -> list[Path]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        return _dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return parse_object(read_bytes(path))
+    except (OSError, ValueError):
         return {}
 
 

@@ -16,7 +16,6 @@ from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.cache.disk import DiskCache
 from ondevice_trgl.model.store import state_of
 from ondevice_trgl.model.tensorfile import digest_tensors
-from ondevice_trgl.plan.plan import rung_within
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.boundaries import Boundaries
 from ondevice_trgl.run.context import Context
@@ -132,8 +131,7 @@ def _mend(
         for index in range(boundary):
             context.at(index)
             context.load(index)
-            position = Position.from_dict(context.store.position(index))
-            rung = position.rung or rung_within(context.plan.ladders[index], context.budget.room)
+            rung = Position.of(context.store, index).way(context.plan.ladders[index], context.budget.room)
             sweep(
                 context.objective(index, rung), context.buffer(index, rung), aside, context.progress,
                 context.partition.modules[index], context.device, context.budget, write=True, keep=None,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ondevice_trgl.errors import RunDirError
 
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+"""Opening a pipe, should one stand there, would wait for who writes to it."""
 _TRIES, _PAUSE_SECONDS = 5, 0.02
 """Whoever only looks, see `is_held`, has it for a moment."""
 
@@ -19,7 +21,7 @@ def held(path: Path, *, shared: bool = False) -> Iterator[None]:
     Raises RunDirError where someone else has it. Where the file system knows no locks, nobody is kept out.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _NO_WAIT)
     except OSError:
         yield
         return
@@ -41,7 +43,7 @@ def held(path: Path, *, shared: bool = False) -> Iterator[None]:
 def is_held(path: Path) -> bool:
     """Whether a process that is alive, this one or another, keeps `path` to itself."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _NO_WAIT)
     except OSError:
         return False
     try:

@@ -1,7 +1,7 @@
 """A run directory, opened: plan, modules and heads, none of which holds memory until the scheduler loads it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.splits import check_zero_used
 from ondevice_trgl.data.user import image_set
 from ondevice_trgl.device.precision import autocast_dtype
-from ondevice_trgl.errors import DataError, RunDirError, UsageError
+from ondevice_trgl.errors import DamagedFileError, DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
 from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, group
-from ondevice_trgl.model.store import ModuleStore, evict, is_evicted
+from ondevice_trgl.model.store import ModuleStore, evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.tuning import tuned
 from ondevice_trgl.plan.plan import Plan
@@ -31,10 +31,11 @@ from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.record import RunRecord
-from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
+from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir, check_folder
 from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.task import Task
+from ondevice_trgl.typed import value_of
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def open_run(
     with held(path):
         pass  # before anything there is changed; the session then keeps it
     record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
+    check_folder(run.cache_folder(record.config.cache_dir))
     store = ModuleStore(run.modules, run.staged)
     store.recover()
     config = config or record.config
@@ -178,7 +180,10 @@ def open_run(
 
     heads = tuple(fresh(index) for index in range(plan.num_parts))
     evict(*partition.modules, *heads)
-    aliases = {name: tuple(names) for name, names in run.read(NAMES).items()}
+    aliases = run.load(NAMES, lambda names: dict(value_of(Mapping[str, tuple[str, ...]], names)))
+    needed = {name for part in partition.modules for name, t in state_of(part).items() if isinstance(t, nn.Parameter)}
+    if not needed <= {name for names in aliases.values() for name in names}:
+        raise DamagedFileError(f"{path / NAMES} lacks names of the network", hint="start a new run")
     task = Task.of(config, Preprocessing.kind_in(record.preprocessing), chain.num_outputs)
     return Opened(
         run,

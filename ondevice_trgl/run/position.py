@@ -1,13 +1,16 @@
 """Where a module of a run stands: what its checkpoint holds beside tensors."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ondevice_trgl.plan.plan import Rung
+from ondevice_trgl.errors import DamagedFileError
+from ondevice_trgl.model.store import ModuleStore
+from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.measured import Measured
 from ondevice_trgl.trgl.step import Tally
+from ondevice_trgl.typed import record_of
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,22 @@ class Position:
         rung = None if self.rung is None else dataclasses.asdict(self.rung)
         return {**vars(self), "measured": vars(self.measured), "tally": vars(self.tally), "rung": rung}
 
+    def way(self, ladder: Sequence[Rung], room: int) -> Rung:
+        """The way it was trained, where that is one of `ladder`; else the first that fits into `room` bytes."""
+        return self.rung if self.rung is not None and self.rung in ladder else rung_within(ladder, room)
+
+    @classmethod
+    def of(cls, store: ModuleStore, index: int) -> "Position":
+        """Of module `index` as it is saved; no tensor is read. Raises DamagedFileError."""
+        try:
+            return cls.from_dict(store.position(index))
+        except ValueError as error:
+            raise DamagedFileError(f"{store.path(index)} is damaged: its position is none: {error}") from error
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Position":
-        """The inverse of `to_dict`; an empty mapping is the start."""
-        parts = {
-            "measured": Measured(**values.get("measured", {})),
-            "tally": Tally(**values.get("tally", {})),
-            "rung": Rung(**values["rung"]) if values.get("rung") else None,
-            "callbacks": tuple((name, state) for name, state in values.get("callbacks", ())),
-        }
-        return cls(**{**values, **parts})
+        """The inverse of `to_dict`; an empty mapping is the start. Raises ValueError for what is none."""
+        position = record_of(cls, values)
+        if min(position.laps_done, position.epoch, position.step, position.saves, position.written_bytes) < 0:
+            raise ValueError("it counts below zero")
+        return position

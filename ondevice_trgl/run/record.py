@@ -10,6 +10,7 @@ from typing import Any
 from ondevice_trgl.config import TrainConfig, Workload
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.errors import RunDirError
+from ondevice_trgl.typed import record_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class RunRecord:
             )
         kind, _, place = self.workload.data.partition(":")
         moved = path / self.beside
-        if self.beside and not Path(place).exists() and moved.exists():
+        if self.beside and not os.path.exists(place) and os.path.exists(moved):  # noqa: PTH110 -- False for any name
             return dataclasses.replace(self.workload, data=f"{kind}:{os.path.normpath(moved.absolute())}")
         return self.workload
 
@@ -80,7 +81,12 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
-        """The inverse of `to_dict`."""
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        workload = None if known["workload"] is None else Workload(**known["workload"])
-        return cls(**{**known, "config": TrainConfig(**known["config"]), "workload": workload})
+        """The inverse of `to_dict`. Raises ValueError, TypeError, LookupError or ConfigError for what is none."""
+        config = TrainConfig(**values["config"])
+        workload = None if values["workload"] is None else Workload(**values["workload"])
+        record = record_of(cls, {**values, "config": config, "workload": workload}, lenient=True)
+        if workload is not None and type(record.subject.get("digest")) is not str:
+            raise ValueError("subject.digest is missing")
+        if record.preprocessing:
+            Preprocessing.from_dict(record.preprocessing)  # whoever asks for it later need not expect another
+        return record

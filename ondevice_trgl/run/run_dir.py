@@ -1,4 +1,4 @@
-"""The run directory: what a run has to remember, each file written whole or not at all.
+"""The run directory: what a run has to remember, each file written whole or not at all, and read as somebody else's.
 
 From staging:
 config.json           what the run is (record.RunRecord)
@@ -16,22 +16,25 @@ cache/                boundary activations, while the run needs them
 model.safetensors, report.json, report.html     at the end
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.durable import write_json, write_text
 from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
 from ondevice_trgl.run.lock import held
 
 T = TypeVar("T")
 FORMAT = 2
+"""Of the directory, all files in it; stands in the record, and is looked at before any other is."""
 RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS = (
     *("config.json", "blueprint.json", "weights.safetensors", "names.json"),
     "costs.json",
@@ -98,6 +101,8 @@ class RunDir:
                         f"{path} is not a run directory, and --force replaces only those",
                         hint="empty it yourself, or choose another --run-dir",
                     )
+                if (path / RECORD).is_file():
+                    check_format(path, read_json(path / RECORD))
                 with held(path):
                     pass
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -139,17 +144,17 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
-        """An existing run. Raises RunDirError where there is none, or it is of a newer version."""
+        """An existing run. Raises RunDirError where there is none, it is of another version, or has links in it.
+
+        `path` itself may be a link to the run.
+        """
+        check_links(path)
         if not (path / RECORD).is_file():
             raise RunDirError(
                 f"{path} is not a run directory", hint="give the folder that `train` was given or printed"
             )
         run = cls(path)
-        version = run.read(RECORD).get("format")
-        if version != FORMAT:
-            raise RunDirError(
-                f"{path} has format {version!r}, this program reads {FORMAT}", hint="install the version that wrote it"
-            )
+        check_format(path, run.read(RECORD))
         return run
 
     def write(self, name: str, record: dict[str, Any]) -> Path:
@@ -179,8 +184,9 @@ class RunDir:
         """Append one line to events.jsonl. Losing one in a crash harms nothing, so it is not flushed to the disk."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            with os.fdopen(os.open(self.path / "events.jsonl", flags, 0o666), "wb") as file:
+                file.write(f"{line}\n".encode())
         except OSError as error:
             raise StorageError(f"cannot write {self.path / 'events.jsonl'}: {error.strerror}") from error
 
@@ -219,14 +225,60 @@ def _cannot_be_made(path: Path, error: OSError) -> RunDirError:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path` of a run. Raises DamagedFileError."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(read_bytes(path))
     except (OSError, ValueError) as error:
         raise DamagedFileError(
-            f"{path} cannot be read: {error}", hint="the run cannot be resumed without it"
+            f"{path} cannot be read: {(isinstance(error, OSError) and error.strerror) or error}",
+            hint="the run cannot be resumed without it",
         ) from error
-    if not isinstance(record, dict):
-        raise DamagedFileError(f"{path} holds {type(record).__name__}, expected an object")
-    return record
+
+
+def check_links(path: Path) -> None:
+    """Raises RunDirError where something of the run in `path` is a link, a pipe or a device: it would lead elsewhere.
+
+    `path` itself may be a link.
+    """
+    _refuse(_odd_in(path, lambda name: _is_ours(name) or name.startswith(SCRATCH)))
+    for folder in (RunDir(path).modules, RunDir(path).cache):
+        check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises RunDirError where `folder`, or what is in it, is a link, a pipe or a device; not where there is none."""
+    _refuse([folder] if folder.is_symlink() else _odd_in(folder))
+
+
+def _odd_in(folder: Path, is_meant: Callable[[str], bool] = lambda name: True) -> list[Path]:
+    odd: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            kept = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+            odd += [Path(entry.path)] if not kept and is_meant(entry.name) else []
+    return odd
+
+
+def _refuse(odd: list[Path]) -> None:
+    if odd:
+        what = "a link" if odd[0].is_symlink() else "no regular file"
+        raise RunDirError(
+            f"{odd[0]} is {what}, and a run directory holds files and folders alone",
+            hint="put what it stands for in its place, where you trust it; a cache elsewhere is named by --cache-dir",
+        )
+
+
+def check_format(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises RunDirError where the run in `path` is of a format that this program does not read."""
+    version = record.get("format")
+    if version == FORMAT and type(version) is int:
+        return
+    if type(version) is not int:
+        raise RunDirError(f"{path} is not a run directory: {RECORD} states no format", hint="check the path")
+    newer = version > FORMAT
+    raise RunDirError(
+        f"{path} was made by {'a newer' if newer else 'an older'} version "
+        f"(format {version}, this program reads {'up to ' if newer else ''}{FORMAT})",
+        hint="upgrade" if newer else "install the version that made it",
+    )
 
 
 def scratch_beside(path: Path) -> Path:
@@ -245,8 +297,8 @@ def _is_ours(name: str) -> bool:
 def _is_run(path: Path) -> bool:
     """Whether `path` holds a run, or nothing but the beginnings of one."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        return isinstance(record, dict) and "format" in record and "config" in record
+        record = parse_object(read_bytes(path / RECORD))
+        return "format" in record and "config" in record
     except FileNotFoundError:
         return (path / PLAN).is_file() and all(_is_ours(entry.name) for entry in _entries(path))
     except (OSError, ValueError):

@@ -184,7 +184,7 @@ class Session:
         p = self.opened
         measured = [
             dataclasses.replace(
-                Position.from_dict(p.store.position(k)).measured,
+                Position.of(p.store, k).measured,
                 params=parameter_count(module, head),
                 frozen=module.frozen,
                 passed=module.passed,

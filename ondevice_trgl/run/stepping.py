@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ondevice_trgl.errors import NonFiniteError
+from ondevice_trgl.errors import DamagedFileError, NonFiniteError
 from ondevice_trgl.plan.plan import Rung, rung_within
 from ondevice_trgl.run.batches import Source, check_finite
 from ondevice_trgl.run.context import Context
@@ -48,11 +48,14 @@ def stepper_of(
         clip_norm=config.clip_norm,
     )
     optimizer.wrote = context.store.wrote
-    optimizer.load(
-        context.budget.attempt(
-            lambda: context.store.load_extra(index, "optim", context.device), f"optimizer state of module {index}"
-        )
+    state = context.budget.attempt(
+        lambda: context.store.load_extra(index, "optim", context.device), f"optimizer state of module {index}"
     )
+    if unfit := [name for name, tensor in state.items() if not optimizer.takes(name, tensor)]:
+        raise DamagedFileError(
+            f"{context.store.path(index)} does not fit the optimizer: {unfit[:3]}", hint="start a new run"
+        )
+    optimizer.load(state)
     return Stepper(
         partial(context.objective, index, multiplier=multiplier),
         optimizer,

@@ -4,16 +4,27 @@ The run may still be training, or have stopped anywhere: what is finished of it 
 reading it disturbs nobody, as files are replaced whole.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ondevice_trgl.errors import DamagedFileError, RunDirError, UsageError
+from ondevice_trgl.model.header import position_in
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.run.measured import Measured
 from ondevice_trgl.run.run_dir import PLAN, RunDir
+from ondevice_trgl.typed import record_of
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Of `run.position`, which imports torch, what is asked here."""
+
+    laps_done: int = 0
+    epoch: int = 0
+    step: int = 0
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True)
@@ -94,24 +105,15 @@ def _finished(run: RunDir, plan: Plan) -> dict[int, float | None]:
     heads: dict[int, float | None] = {}
     laps = 0
     for index in range(plan.num_parts):
-        position = _position(run.modules / f"{index:03d}.safetensors")
-        own, begun = position.get("laps_done", 0), position.get("epoch", 0) or position.get("step", 0)
+        path = run.modules / f"{index:03d}.safetensors"
+        try:
+            position = record_of(_Position, position_in(path), lenient=True)
+        except ValueError as error:
+            raise DamagedFileError(f"{path} is damaged: its position cannot be read: {error}") from None
+        own, begun = position.laps_done, position.epoch or position.step
         laps = laps or own
         if not own or own != laps or begun or (index == plan.num_parts - 1 and not run.model.is_file()):
             break
         if index >= plan.passed:
-            heads[index] = position.get("measured", {}).get("val_accuracy")
+            heads[index] = position.measured.val_accuracy
     return heads
-
-
-def _position(path: Path) -> dict[str, Any]:
-    """What a module's file says of where it stands; empty where there is none. Raises DamagedFileError."""
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        position: dict[str, Any] = json.loads(header["__metadata__"]["position"])
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from None
-    return position

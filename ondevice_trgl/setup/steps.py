@@ -29,6 +29,7 @@ from ondevice_trgl.processes import Ask, Told, ask
 from ondevice_trgl.report.model import read_report
 from ondevice_trgl.run.cleaning import clean_scratch
 from ondevice_trgl.run.lock import held
+from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, scratch_beside
 from ondevice_trgl.setup.requests import PlanRequest, StageRequest, Took, too_large
 
@@ -152,10 +153,10 @@ def prepare_for(run_dir: Path, files: Callable[[str], list[Path]] | str, budget:
     it takes pictures. Nothing is done where it does not: whoever reads the files says so.
     Raises RunDirError, DataError, BudgetInfeasibleError.
     """
-    record, report = RunDir.open(run_dir).load(RECORD, dict), read_report(run_dir)
-    if not record.get("preprocessing"):  # of a run from before there was one
+    record, report = RunDir.open(run_dir).load(RECORD, RunRecord.from_dict), read_report(run_dir)
+    if not record.preprocessing:  # of a run from before there was one
         return
-    known = Preprocessing.from_dict(record["preprocessing"])
+    known = Preprocessing.from_dict(record.preprocessing)
     if known.mean is None or len(known.input_shape) != 3 or known.input_shape[0] not in (1, 3):
         return
     bytes_ = None

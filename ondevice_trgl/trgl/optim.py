@@ -191,6 +191,14 @@ class Optimizer:
             lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False, foreach=False,
         )  # fmt: skip
 
+    def takes(self, name: str, tensor: Tensor) -> bool:
+        """Whether `tensor` is, by its name and form, part of the state that is saved of this optimizer."""
+        kind, _, of = name.partition(".")
+        if kind == "steps" and self.kind == "adamw":
+            return of in self.parameters and tensor.shape == () and tensor.dtype == torch.float32
+        like = self.parameters.get(of)
+        return kind in self._kinds and like is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over `state` as it was saved."""
         self._state = dict(state)

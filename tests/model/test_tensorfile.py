@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ondevice_trgl.errors import DamagedFileError, StorageError
-from ondevice_trgl.model.tensorfile import copy_tensors, read_header, read_tensors, write_tensors
+from ondevice_trgl.model.header import read_header
+from ondevice_trgl.model.tensorfile import copy_tensors, read_tensors, write_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -132,6 +133,26 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         (entry(shape=[-1, -2]), b"12345678"),
         (entry(shape="2"), b"12345678"),
         (entry(shape=[2.0]), b"12345678"),
+        (entry(shape=[2**62]), b"12345678"),
+        (entry(shape=[2**62, 4, 0], offsets=[0, 0]), b""),
+        (entry(shape=[0] * 65, offsets=[0, 0]), b""),
+        (entry(shape=[True, 2]), b"12345678"),
+        (entry(dtype=["F32"]), b"12345678"),
+        (entry(offsets=[0, True]), b"12345678"),
+        (entry(offsets=[8, 0], shape=[-2]), b"12345678"),
+        (entry(offsets=[8, 16]), b"1234567812345678"),
+        ({**entry(), **{"y": entry()["x"]}}, b"12345678"),
+        ({**entry(), **{"y": entry(offsets=(4, 12))["x"]}}, b"123456781234"),
+        ({**entry(), **{"y": entry(offsets=(12, 20))["x"]}}, b"12345678123456781234"),
+        ({"x": {**entry()["x"], "more": 1}}, b"12345678"),
+        ({**entry(), "__metadata__": {"a": 1}}, b"12345678"),
+        (
+            b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            b"12345678",
+        ),
+        (b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', b"12345678"),
+        (b'{"x":{"dtype":"F32","shape":[1e999],"data_offsets":[0,8]}}', b"12345678"),
+        (b'{"x":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', b"12345678"),
         (entry(offsets=[-8, 0]), b""),
         (entry(offsets=["0", "8"]), b"12345678"),
         (entry(offsets=[]), b""),
@@ -191,8 +212,8 @@ def test_a_full_disk_is_a_storage_error_that_leaves_the_old_file(tmp_path: Path,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_device_that_takes_no_byte_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / ".t.tmp").symlink_to("/dev/full")
+def test_a_device_that_takes_no_byte_is_a_storage_error(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ondevice_trgl.model.tensorfile.fresh", lambda path: open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
     with pytest.raises(StorageError):
         write_tensors(tmp_path / "t", {"x": torch.ones(3)})
     assert list(tmp_path.iterdir()) == []

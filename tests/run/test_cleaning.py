@@ -110,14 +110,29 @@ def test_everything_is_what_is_of_the_run(stopped: Fit) -> None:
     assert runs_below(stopped.folder) == ()
 
 
-def test_a_cache_that_is_a_link_loses_what_is_ours_alone(stopped: Fit, tmp_path: Path) -> None:
+def test_a_cache_that_is_a_link_is_refused_and_loses_nothing(stopped: Fit, tmp_path: Path) -> None:
     cache, target = stopped.path("part") / "cache", tmp_path / "disk"
     cache.rename(target)
     cache.symlink_to(target)
     (target / "photo.jpg").write_bytes(b"x")
-    clean(look_at(stopped.path("part")))
-    assert [path.name for path in target.iterdir()] == ["photo.jpg"]
+    before = sorted(target.iterdir())
+    for everything in (False, True):
+        with pytest.raises(RunDirError, match="cache is a link"):
+            clean(look_at(stopped.path("part")), everything=everything)
+    assert sorted(target.iterdir()) == before
     assert cache.is_symlink()
+
+
+def test_a_run_of_a_newer_version_is_listed_and_left_alone(stopped: Fit) -> None:
+    run = stopped.path("part")
+    record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (run / "config.json").write_text(json.dumps({**record, "format": 3}), encoding="utf-8")
+    before = sorted(run.rglob("*"))
+    assert only(stopped.folder).status == "newer"
+    for everything in (False, True):
+        with pytest.raises(RunDirError, match="newer version"):
+            clean(look_at(run), everything=everything)
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "config": 3}'])

@@ -113,7 +113,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 def test_a_run_of_another_version(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     run.write("config.json", {"format": FORMAT + 1, "config": {}})
-    with pytest.raises(RunDirError, match=f"format {FORMAT + 1}, this program reads {FORMAT}"):
+    with pytest.raises(RunDirError, match=rf"newer version \(format {FORMAT + 1}, this program reads up to {FORMAT}\)"):
         RunDir.open(run.path)
 
 

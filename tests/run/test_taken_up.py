@@ -127,7 +127,8 @@ def test_what_is_torn_or_stale_or_foreign_is_made_again(what: str, fit: Fit) -> 
         changed[0, 0, 0, 0] += 1.0
         train = TensorDataset(changed, labels)
     else:
-        from ondevice_trgl.model.tensorfile import read_header, read_tensors, write_tensors
+        from ondevice_trgl.model.header import read_header
+        from ondevice_trgl.model.tensorfile import read_tensors, write_tensors
 
         file = fit.path("part") / "modules" / "001.safetensors"
         tensors, (_, metadata, _) = read_tensors(file), read_header(file)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ondevice_trgl import Report
-from ondevice_trgl.model.tensorfile import read_header
+from ondevice_trgl.model.header import read_header
 from ondevice_trgl.report.wear import disk_line
 from tests.run.conftest import At, CrashError, Fit, crash
 from tests.run.test_resume import STEPS, pause
