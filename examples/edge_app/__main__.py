@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge_app: {error}", file=sys.stderr)
         return 2
 
-    # a pipe: a handler may interrupt anything, and must not wait for a lock
+    # a pipe: a handler may interrupt anything, and must not wait for a lock; a second signal changes nothing
     woken, wake = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.write(wake, b"!"))
@@ -51,8 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.start or trainer.status()["state"] == "completed":  # then the trained network is loaded
         threading.Thread(target=_started, args=(trainer,), daemon=True).start()
     os.read(woken, 1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once; the run can be resumed all the same
     server.shutdown()
     trainer.close()
     camera.close()

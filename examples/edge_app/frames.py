@@ -59,7 +59,7 @@ class Foreground:
 
     def __init__(self, burst: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = seconds, clock
-        self._last: deque[float] = deque(maxlen=burst)
+        self._last: deque[float] = deque(maxlen=max(1, burst))
 
     def request(self) -> None:
         """A client asked for something."""
@@ -68,6 +68,6 @@ class Foreground:
     def seconds_left(self) -> float:
         """How long it stays busy if nobody asks again; 0 where it is not."""
         last = tuple(self._last)
-        if len(last) < (self._last.maxlen or 1):
+        if len(last) < (self._last.maxlen or 0):
             return 0.0
         return max(0.0, last[0] + self._seconds - self._clock())

@@ -37,7 +37,7 @@ class BackgroundTrainer(Callback):
         self._folder, self._budget, self._settings = folder, budget, settings
         self._classifier, self._foreground = classifier, foreground
         self._changed = threading.Condition()
-        self._wanted = False
+        self._wanted = self._closed = False
         self._state = self._found()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -50,6 +50,8 @@ class BackgroundTrainer(Callback):
     def start(self) -> None:
         """Begin, or go on. Returns when training has started, or raises why it cannot: TrglError, ConflictError."""
         with self._changed:
+            if self._closed:
+                raise ConflictError("the app is being stopped")
             if self._state in AT_WORK:
                 raise ConflictError(f"training was started already, and is {self._state}")
             self._wanted, self._state, self._error = True, "planning", None
@@ -75,7 +77,9 @@ class BackgroundTrainer(Callback):
             self._thread.join()
 
     def close(self) -> None:
-        """Pause where something is training."""
+        """Pause where something is training, and let nothing be started any more."""
+        with self._changed:
+            self._closed = True
         with contextlib.suppress(ConflictError):
             self.pause()
 

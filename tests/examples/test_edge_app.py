@@ -176,6 +176,7 @@ def test_a_training_survives_pauses_a_kill_and_a_stop(tmp_path: Path) -> None:
             assert service.ask("POST", "/classify", FRAME)[0] == 200
         service.until(lambda s: s["state"] == "training")
     finally:
+        service.process.send_signal(signal.SIGTERM)  # `timeout` and others send it twice
         code, out, err = service.end(signal.SIGTERM)
     assert (code, out, err) == (0, "stopped, the run is paused\n", "")
     assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["status"] == "paused"
