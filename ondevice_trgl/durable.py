@@ -1,5 +1,6 @@
 """Text files that are written whole or not at all, and are on the disk when that is done."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,11 +23,23 @@ def write_text(path: Path, text: str) -> Path:
                 rest = rest[file.write(rest) or 0 :]
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="free some disk space, then resume"
         ) from error
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Path:

@@ -1,7 +1,9 @@
 """What a safetensors file says that it holds, believed as far as its size bears it out. Imports no torch."""
 
 import itertools
+import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -105,12 +107,41 @@ def _check_offsets(entries: Mapping[str, Entry], size: int) -> None:
         raise ValueError(f"it has {size} bytes of tensors, expected {end}")
 
 
+_SUMS = "crc32"
+"""In the metadata: eight hexadecimal digits a tensor, in the order of the entries, and eight of the header itself."""
+
+
+def as_metadata(sums: Mapping[str, int], entries: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Checksums (CRC-32) of all tensors, in the order of their entries, and of the rest of the header."""
+    return {_SUMS: "".join(f"{number:08x}" for number in (*sums.values(), _of_header(entries, metadata)))}
+
+
+def checksums(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, int]:
+    """The CRC-32 of each tensor; none where the file was written without.
+
+    Raises ValueError where the header is not as it was written.
+    """
+    text = metadata.get(_SUMS)
+    if text is None:
+        return {}
+    *sums, own = (int(text[k : k + 8], 16) for k in range(0, len(text), 8))
+    if len(sums) != len(entries) or own != _of_header(entries, metadata):
+        raise ValueError("its header is not as it was written")
+    return dict(zip(entries, sums, strict=True))
+
+
+def _of_header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> int:
+    rest = {name: text for name, text in metadata.items() if name != _SUMS}
+    return zlib.crc32(json.dumps([rest, entries]).encode())
+
+
 def position_in(path: Path) -> dict[str, Any]:
     """What the file of a module says of where it stands; empty where there is none. Raises DamagedFileError."""
     if not path.exists() and not path.is_symlink():
         return {}
-    _, metadata, _ = read_header(path)
+    entries, metadata, _ = read_header(path)
     try:
+        checksums(entries, metadata)
         # states of an app's own callbacks are in it, which may hold an infinity
         return parse_object(metadata.get("position", "{}").encode("utf-8", "surrogatepass"), finite=False)
     except ValueError as error:

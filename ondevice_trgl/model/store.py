@@ -15,15 +15,14 @@ from torch import Tensor, fx, nn
 
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.header import position_in, read_header
-from ondevice_trgl.model.tensorfile import copy_tensors, read_tensors, sync_folder, write_tensors
+from ondevice_trgl.model.module_files import ModuleFiles
+from ondevice_trgl.model.tensorfile import copy_tensors, read_tensors, write_tensors
 
 NET, MARK = "net", "!"
 """A local module holds the network's layers in a child of that name, so that none of their names is one of its own.
 Behind a Python keyword comes a mark, as code cannot name it.
 """
 _SHAPE = "_evicted_shape"
-_COMMITTED = "committed"
-"""Stands while what is pending takes the place of what was saved before."""
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -52,7 +51,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-class ModuleStore:
+class ModuleStore(ModuleFiles):
     """Module files in one folder. The tensors of an evicted module hold no memory until it is loaded.
 
     A module that was never saved is read from the file `staged`, which has the whole network's tensors under its own
@@ -65,19 +64,10 @@ class ModuleStore:
         staged: Path | None = None,
         fresh_head: Callable[[int], nn.Module | None] = lambda index: None,
     ) -> None:
-        self.folder, self.staged, self._fresh_head = folder, staged, fresh_head
+        super().__init__(folder)
+        self.staged, self._fresh_head = staged, fresh_head
         self.written_bytes = 0
         """To disk, since this store was made."""
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def path(self, index: int) -> Path:
-        return self.folder / f"{index:03d}.safetensors"
-
-    def has(self, index: int) -> bool:
-        return self.path(index).is_file()
-
-    def _pending(self, index: int) -> Path:
-        return self.folder / f"{index:03d}.pending"
 
     def save(
         self,
@@ -92,37 +82,24 @@ class ModuleStore:
     ) -> int:
         """Write module `index` as it stands, atomically; returns the bytes written. `position` is JSON-ready.
 
-        With `pending`, what was saved before stays the module's until `commit`.
+        What was saved before stays on disk, for `take_before`, until another module is saved. With `pending`, it stays
+        the module's until `commit`.
         """
         tensors = {f"module.{name}": tensor for name, tensor in state_of(module).items()}
         if head is not None:
             tensors |= {f"head.{name}": tensor for name, tensor in state_of(head).items()}
         for prefix, extra in (("optim.", optim), ("run.", run)):
             tensors |= {prefix + name: tensor for name, tensor in (extra or {}).items()}
-        path = self._pending(index) if pending else self.path(index)
-        size = write_tensors(path, tensors, {"position": json.dumps(position)})
+        path, before = (self.pending(index), None) if pending else (self.path(index), self.before(index))
+        size = write_tensors(path, tensors, {"position": json.dumps(position)}, before=before)
+        if not pending:
+            self.forget(but=(index,))
         self.wrote(size)
         return size
 
     def wrote(self, size: int) -> None:
         """Count bytes that someone else writes for a module."""
         self.written_bytes += size
-
-    def commit(self) -> None:
-        """Let everything that is pending be the modules', all of it or none. Raises StorageError."""
-        write_tensors(self.folder / _COMMITTED, {})  # from here on `recover` does the rest
-        self.recover()
-
-    def recover(self) -> None:
-        """Finish a commit that was cut off; what was pending without one is dropped. For the one who writes."""
-        committed = self.folder / _COMMITTED
-        for path in sorted(self.folder.glob("*.pending")):
-            if committed.is_file():
-                path.replace(path.with_suffix(".safetensors"))
-            else:
-                path.unlink()
-        sync_folder(self.folder)
-        committed.unlink(missing_ok=True)
 
     def load(self, index: int, module: nn.Module, head: nn.Module | None, device: torch.device) -> None:
         """Fill module and head in place, on `device`, without their optimizer state. Raises DamagedFileError.

@@ -31,6 +31,7 @@ from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
 from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.record import RunRecord
+from ondevice_trgl.run.recovery import mend
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir, check_folder
 from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
 from ondevice_trgl.trgl.loss import task_loss
@@ -155,6 +156,7 @@ def open_run(
     check_folder(run.cache_folder(record.config.cache_dir))
     store = ModuleStore(run.modules, run.staged)
     store.recover()
+    mend(run, store, plan, record.config)
     config = config or record.config
     chain = _chain(run, store, data, model, record.config)
     before, now = record.config.to_dict(), config.to_dict()

@@ -52,7 +52,7 @@ class Parallel(Scheduler):
     def fit(self) -> None:
         """Train from wherever the store says that the run stands. Raises Paused after a requested pause."""
         context, progress, plan = self.context, self.context.progress, self.context.plan
-        if self._is_done(0, plan.num_parts - 1):
+        if all(self._is_done(0, index) for index in range(plan.num_parts)):
             return
         progress.call("on_lap_start")
         for index in range(plan.passed):
@@ -74,7 +74,7 @@ class Parallel(Scheduler):
         del parts, part, self._relay
         context.budget.make_room()  # before the classifier's own peak is taken
         progress.together = False
-        if plan.classifier:
+        if plan.classifier and not self._is_done(0, plan.num_modules):
             context.boundaries.advance(by=plan.num_trained)
             self._train(0, plan.num_modules)
         progress.call("on_lap_end")

@@ -41,7 +41,7 @@ class Scheduler:
         last = len(context.heads) - 1
         for lap in range(context.config.laps):
             context.progress.lap = lap
-            if self._is_done(lap, last):
+            if all(self._is_done(lap, index) for index in range(last + 1)):
                 continue
             context.progress.call("on_lap_start")
             context.boundaries.begin_lap(lap)

@@ -122,6 +122,7 @@ class Session:
             scheduler.checkpointer.restore((before.written_bytes or 0) if before else 0)
             progress.call("on_fit_start")
             scheduler.fit()
+            p.store.forget()
             if scheduler.stopped_behind is None:
                 p.store.assemble(p.run.model, p.aliases, p.record.metadata)
                 p.run.drop_staged()

@@ -164,4 +164,6 @@ def test_pending_modules_take_their_places_together_or_not_at_all(tmp_path: Path
     (tmp_path / "000.pending").replace(store.path(0))
     store.recover()
     assert [store.position(k)["step"] for k in (0, 1)] == [4, 4]
+    assert [store.has_before(k) for k in (0, 1)] == [False, True]  # the first's was moved by hand
+    store.forget()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000.safetensors", "001.safetensors"]

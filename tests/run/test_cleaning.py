@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ondevice_trgl.errors import RunDirError
-from ondevice_trgl.model import store
+from ondevice_trgl.model import module_files
 from ondevice_trgl.run import cleaning
 from ondevice_trgl.run.cleaning import clean, clean_scratch
 from ondevice_trgl.run.inventory import Run, is_run, look_at, runs_below
@@ -93,7 +93,7 @@ def test_the_cache_of_a_run_elsewhere_is_found_and_freed(fit: Fit, tmp_path: Pat
 
 
 def test_what_is_pending_and_committed_is_kept(stopped: Fit) -> None:
-    assert cleaning.COMMITTED == store._COMMITTED
+    assert cleaning.COMMITTED == module_files._COMMITTED
     modules = stopped.path("part") / "modules"
     for name in ("002.pending", cleaning.COMMITTED):
         (modules / name).write_bytes(b"x")
