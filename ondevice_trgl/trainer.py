@@ -27,6 +27,7 @@ from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.device.start import patient_environment
 from ondevice_trgl.device.tree import descendants_bytes, process_tree_rss
 from ondevice_trgl.errors import BudgetInfeasibleError, ProcessDiedError, UsageError
+from ondevice_trgl.isolated import Isolated
 from ondevice_trgl.model.store import ModuleStore, bytes_in, fill, is_evicted, state_of
 from ondevice_trgl.model.tensorfile import read_tensors
 from ondevice_trgl.model.trace import Chain
@@ -34,7 +35,7 @@ from ondevice_trgl.plan.memo import Memo, circumstances, memo_folder
 from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, ask
-from ondevice_trgl.report.model import Report
+from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
@@ -65,6 +66,10 @@ class Trainer:
     the whole network is never in memory. `fit` takes map-style datasets of (input, label), or (input, targets) of
     numbers, see `TrainConfig.task`. While it runs, the parameters are evicted: they hold no memory but for the module
     in training. `export` fills the model again.
+
+    With `isolate`, `fit` is done by a process of its own, which has the budget for itself, and whose death is a
+    ProcessDiedError here; the model stays as it is, and in use, until `export` loads what was trained. Model or
+    callable, settings and datasets are pickled, and must be of modules that the process can import.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Trainer:
         run_dir: str | Path = "trgl-run",
         callbacks: Sequence[Callback] = (),
         force: bool = False,
+        isolate: bool = False,
         ask: Ask = ask,
     ) -> None:
         if not callable(model):
@@ -87,6 +93,9 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self.callbacks = tuple(callbacks)
         self.force = force
+        self.isolate = isolate
+        self._isolated: Isolated | None = None
+        self._reopen: Callable[[], Opened] | None = None
         self.device = device_named(self.config.device)
         self._ask = ask
         self._pause = threading.Event()
@@ -96,6 +105,8 @@ class Trainer:
     def request_pause(self) -> None:
         """Checkpoint after the current step and return from `fit`. May be called from any thread."""
         self._pause.set()
+        if (isolated := self._isolated) is not None:
+            isolated.pause()
 
     def set_budget(self, budget: Stated) -> None:
         """Change the budget of the run that is training, as TrainConfig takes it. May be called from any thread.
@@ -105,6 +116,9 @@ class Trainer:
         """
         ask = allowed(budget, self.device)
         ask()
+        if (isolated := self._isolated) is not None:
+            isolated.set_budget(budget)
+            return
         session = self._session
         if session is None:
             raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
@@ -134,6 +148,8 @@ class Trainer:
         compared on `val_set`; without one, the last head counts as best. Raises TrglError; the run can then be resumed.
         """
         started = time.perf_counter()
+        if self.isolate:
+            return self._fit_apart((train_set, val_set, test_set), resume=resume)
         with alone(), global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
             self._pause.clear()
             data = sources(train_set, val_set, test_set, self.config.asked_task)
@@ -154,6 +170,19 @@ class Trainer:
                 return self._session.run()
             finally:
                 self._session, self._opened = None, opened
+
+    def _fit_apart(self, sets: tuple[Any, Any, Any], *, resume: bool) -> Report:
+        """`fit` by a process of its own."""
+        if self._isolated is not None:
+            raise UsageError("this trainer is training already", hint="wait until it has ended, or pause it")
+        arguments = {"model": self.model, "run_dir": self.run_dir, "force": self.force}
+        self._isolated = Isolated(self.config, self.callbacks)
+        try:
+            self._isolated.fit(type(self), arguments, sets, resume=resume)
+        finally:
+            self._isolated = None
+        self._reopen = lambda: self._reopened(sources(*sets, self.config.asked_task))
+        return read_report(self.run_dir)
 
     @contextlib.contextmanager
     def _flags_kept(self) -> Iterator[None]:
@@ -274,6 +303,8 @@ class Trainer:
         there; of a paused run those that are finished. Memory: the weights of the whole network. Raises UsageError
         before `fit`, RunDirError where no head is finished.
         """
+        if self._reopen is not None:
+            self._opened, self._reopen = self._reopen(), None
         if self._opened is None:
             raise UsageError("nothing is trained yet", hint="call fit first")
         index = TrainedRun.open(self.run_dir).head(head)

@@ -51,6 +51,7 @@ ROOMS = (
     "evaluate",
     "named",
     "setup",
+    "isolated",
     "trainer",
     "jobs",
     "compare",

@@ -1,0 +1,242 @@
+"""A fit in a process of its own, beside an app: its memory is gone afterwards, and a crash of it is not the app's.
+
+The process is spawned, so that it has nothing of the app but what it is given, as pickled bytes through a pipe: model
+or callable, settings and datasets. Hooks are called here, in the thread that waits for the fit, and the other process
+waits for them. It ends by itself, with a checkpoint, when this one is gone.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from ondevice_trgl.config import TrainConfig
+from ondevice_trgl.errors import ProcessDiedError, TrglError, UsageError, from_record, to_record
+from ondevice_trgl.policy import Stated
+from ondevice_trgl.run.callbacks import Callback, RunState
+
+T = TypeVar("T")
+_METHODS = [name for name in vars(Callback) if not name.startswith("__")]
+_ASK = "ask"
+"""As a budget: whoever waits is asked for it, each time."""
+
+
+class Isolated:
+    """One fit in another process, seen from here."""
+
+    def __init__(self, config: TrainConfig, callbacks: Sequence[Callback]) -> None:
+        self._config, self._callbacks = config, callbacks
+        self._budget = config.budget
+        self._control: Connection | None = None
+        self._lock = threading.Lock()
+        self._training = False
+
+    def pause(self) -> None:
+        """Checkpoint after the current step and end. From any thread."""
+        self._send("pause", None)
+
+    def set_budget(self, budget: Stated) -> None:
+        """Change the budget. From any thread. Raises UsageError where nothing is training yet, or any more."""
+        if not self._training:
+            raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
+        self._budget = budget
+        self._send("budget", _ASK if callable(budget) else budget)
+
+    def _send(self, what: str, value: Any) -> None:
+        with self._lock, contextlib.suppress(OSError):  # it may have ended this moment
+            if self._control is not None:
+                self._control.send((what, value))
+
+    def fit(self, trainer: type, arguments: dict[str, Any], sets: Sequence[Any], *, resume: bool) -> None:
+        """`trainer(**arguments).fit(*sets)` there. Raises what it raises: TrglError, and what a hook here raised.
+
+        Raises UsageError for what cannot be pickled, ProcessDiedError where the process died; the run can be resumed.
+        """
+        config = dataclasses.replace(self._config, budget=None) if callable(self._budget) else self._config
+        asks = callable(self._budget)
+        kinds = [(type(one).__qualname__, _overridden(type(one))) for one in self._callbacks]
+        work = _pickled(trainer, {**arguments, "config": config}, tuple(sets), resume, asks, kinds)
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        heard, self._control = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(work, there, heard), name="trgl-fit", daemon=True)
+        try:
+            process.start()
+            there.close()
+            heard.close()
+            self._answer(here, process)
+        finally:
+            self._training = False
+            with self._lock:
+                self._control.close()
+                self._control = None
+            if process.pid is not None:
+                process.terminate()  # nothing where it has ended; else a hook failed here
+                process.join()
+                process.close()
+            here.close()
+
+    def _answer(self, talk: Connection, process: Any) -> None:
+        """Do what the other process asks for, until it is done."""
+        while True:
+            try:
+                what, *values = talk.recv()
+            except (EOFError, OSError):
+                process.join()
+                raise _died(process.exitcode) from None
+            if what == "done":
+                process.join()
+                return
+            if what == "error":
+                process.join()
+                raise from_record(values[0])
+            talk.send(self._done(what, values))
+
+    def _done(self, what: str, values: list[Any]) -> Any:
+        if what == "started":
+            self._training = True
+            return None
+        if what == "budget":
+            assert callable(self._budget)
+            return self._budget()
+        number, name, *given = values
+        if name.startswith("on_"):
+            state = RunState(**given[0], _pause=self.pause)
+            given = [state, *given[1:]]
+        return getattr(self._callbacks[number], name)(*given)
+
+
+def _overridden(kind: type[Callback]) -> list[str]:
+    return [name for name in _METHODS if getattr(kind, name) is not getattr(Callback, name)]
+
+
+def _pickled(*work: Any) -> bytes:
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"isolate: what the fit works with cannot be given to another process: {error}",
+            hint="classes and functions of a module's top level can; none that are defined inside a function",
+        ) from error
+
+
+def _died(code: int | None) -> ProcessDiedError:
+    status = f"with status {code}"
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            status = f"by {signal.Signals(-code).name}"
+    hints = {-signal.SIGKILL: "killed for want of memory, most likely; "}
+    return ProcessDiedError(
+        f"the process of the fit ended {status}",
+        returncode=-1 if code is None else code,
+        hint=f"{hints.get(code or 0, '')}fit(resume=True) goes on from the last checkpoint",
+    )
+
+
+class _Line:
+    """To the process that waits. One question at a time, from whatever thread."""
+
+    def __init__(self, talk: Connection) -> None:
+        self._talk, self._lock = talk, threading.Lock()
+
+    def ask(self, *what: Any) -> Any:
+        with self._lock:
+            self._talk.send(what)
+            return self._talk.recv()
+
+    def say(self, *what: Any) -> None:
+        """The last word, whether somebody is there or not."""
+        with self._lock, contextlib.suppress(OSError):
+            self._talk.send(what)
+
+
+def _proxy(line: _Line, number: int, name: str, methods: Sequence[str]) -> Callback:
+    """A callback that is another process's, number `number` there.
+
+    `name` is that of its class, as checkpoints know it, `methods` are those of its own.
+    """
+
+    def hook(method: str) -> Callable[..., Any]:
+        def call(self: Callback, *given: Any) -> Any:
+            try:
+                return line.ask("call", number, method, *map(_plain, given))
+            except (EOFError, OSError):
+                if method.startswith("on_"):
+                    return None  # nobody is there any more, and a pause is on its way
+                raise  # without its state no checkpoint is whole: the last one holds
+
+        return call
+
+    made: Callback = type("Proxy", (Callback,), {**{m: hook(m) for m in methods}, "__qualname__": name})()
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """What crosses: of a state its values, of an error its words."""
+    if isinstance(value, RunState):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "_pause"}
+    if isinstance(value, TrglError):
+        return from_record(to_record(value))
+    return TrglError(f"{type(value).__name__}: {value}") if isinstance(value, BaseException) else value
+
+
+class _Started(Callback):
+    """Says so, and lets a pause that was asked for before that take effect."""
+
+    def __init__(self, line: _Line, pause: threading.Event) -> None:
+        self._line, self._early = line, pause
+
+    def on_fit_start(self, run: RunState) -> None:
+        self._line.ask("started")
+        if self._early.is_set():
+            run.request_pause()
+
+
+def _work(work: bytes, talk: Connection, control: Connection) -> None:
+    """The main of the other process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the app, which says what is to be done
+    line, early = _Line(talk), threading.Event()
+    try:
+        trainer, arguments, sets, resume, asks, kinds = pickle.loads(work)
+        if asks:
+            config = arguments["config"]
+            arguments["config"] = dataclasses.replace(config, budget=lambda: line.ask("budget"))
+        proxies = [_proxy(line, number, *kind) for number, kind in enumerate(kinds)]
+        fitting = trainer(**arguments, callbacks=[*proxies, _Started(line, early)])
+        thread = threading.Thread(
+            target=_listen, args=(control, fitting, line, early), name="trgl-control", daemon=True
+        )
+        thread.start()
+        fitting.fit(*sets, resume=resume)
+    except TrglError as error:
+        line.say("error", to_record(error))
+    except (EOFError, BrokenPipeError, ConnectionError):
+        return  # whoever waited is gone
+    except Exception as error:
+        line.say("error", to_record(TrglError(f"{type(error).__name__}: {error}")))
+    else:
+        line.say("done")
+
+
+def _listen(control: Connection, fitting: Any, line: _Line, early: threading.Event) -> None:
+    for what, value in _orders(control):
+        if what == "budget":
+            with contextlib.suppress(UsageError):  # it ended this moment
+                fitting.set_budget((lambda: line.ask("budget")) if value == _ASK else value)
+        else:
+            early.set()
+            fitting.request_pause()
+
+
+def _orders(control: Connection) -> Iterator[tuple[str, Any]]:
+    """What is asked for from outside; a pause where nobody is there any more."""
+    try:
+        while True:
+            yield control.recv()
+    except (EOFError, OSError):
+        yield "pause", None
