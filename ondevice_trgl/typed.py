@@ -23,9 +23,9 @@ def record_of(cls: type[T], values: Any, *, lenient: bool = False) -> T:
     return made
 
 
-def value_of(hint: Any, values: Any) -> Any:
-    """`values` as the type `hint`; see `record_of`. Raises ValueError."""
-    return _value(hint, values, "it", False)
+def value_of(hint: Any, values: Any, at: str = "it") -> Any:
+    """`values`, which are called `at`, as the type `hint`; see `record_of`. Raises ValueError."""
+    return _value(hint, values, at, False)
 
 
 @functools.cache

@@ -4,13 +4,14 @@ import gzip
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
 
+from ondevice_trgl.bounded import opened
 from ondevice_trgl.data.records import stream_file
 from ondevice_trgl.data.source import Part, Source, data_dirs
 from ondevice_trgl.errors import DataError
@@ -18,6 +19,8 @@ from ondevice_trgl.errors import DataError
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+_MOST = 1_000_000
+"""Labels: of those that are packed well, a small file could hold more than fit into memory."""
 _DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -62,6 +65,8 @@ def idx_part(images: Path, labels: Path, size: tuple[int, int]) -> Part:
     """
     with _reading(labels) as file:
         (count,) = _header(file, labels, dims=1)
+        if count > _MOST:
+            raise DataError(f"{labels} states {count} labels, expected {_MOST} at most")
         pieces = [piece.view(-1).long() for piece in stream_file(file, count, 1, what=str(labels))]
         _end(file, labels)
     with _reading(images) as file:
@@ -85,7 +90,10 @@ def idx_part(images: Path, labels: Path, size: tuple[int, int]) -> Part:
 def _reading(path: Path) -> Iterator[BinaryIO]:
     """The file, decompressed. What gzip and the system say about it becomes a DataError that names it."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with (
+            opened(path, follow=True) as raw,
+            gzip.open(raw, "rb") if path.suffix == ".gz" else nullcontext(raw) as file,
+        ):
             yield cast(BinaryIO, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is truncated or not a gzip file: {error}", hint="fetch the file again") from error

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ondevice_trgl.data.entries import shown
 from ondevice_trgl.data.listing import SPLITS, Labelled, Pictures, ordered
@@ -17,6 +17,7 @@ _PATHS = ("path", "file", "filename", "image", "image_path")
 _LABELS = ("label", "class", "category", "target")
 _SPLIT = ("split", "set", "subset")
 _DELIMITERS = ",;\t"
+_MOST_LINE = 1 << 20
 _TARGET = "target"
 """What the columns of numbers begin with, where there are several."""
 _HINT = f"the first line names the columns: {'|'.join(_PATHS)} and {'|'.join(_LABELS)}; {'|'.join(_SPLIT)} if need be"
@@ -134,11 +135,12 @@ def _read(path: Path, task: str) -> Iterator[_Columns | _Row]:
     line = 1
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header = file.readline()
+            lines = _lines(file)
+            header = next(lines, "")
             delimiter = max(_DELIMITERS, key=header.count)
             columns = _columns(path, [n.strip() for n in next(csv.reader([header], delimiter=delimiter), [])], task)
             yield columns
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             for fields in reader:
                 line = reader.line_num + 1
                 if any(field.strip() for field in fields):
@@ -147,6 +149,14 @@ def _read(path: Path, task: str) -> Iterator[_Columns | _Row]:
         _fail(path, line + 1, str(error))
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror}", hint="check the path") from error
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of `file`, none longer than is meant. Raises csv.Error."""
+    while text := file.readline(_MOST_LINE + 1):
+        if len(text) > _MOST_LINE:
+            raise csv.Error(f"a line has more than {_MOST_LINE} characters")
+        yield text
 
 
 def _columns(path: Path, given: list[str], task: str) -> _Columns:

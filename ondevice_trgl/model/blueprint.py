@@ -20,6 +20,7 @@ from ondevice_trgl.model.modes import Modes
 from ondevice_trgl.model.passes import BATCHES
 from ondevice_trgl.model.store import evicted, shape_of
 from ondevice_trgl.model.trace import Chain, chain_from
+from ondevice_trgl.typed import value_of
 
 _LAYERS = "torch.nn.modules."
 _FUNCTIONS: dict[str, Any] = {
@@ -220,7 +221,7 @@ class _Builder:
                 made.meta["dtype"] = _dtype(node["dtype"])
                 made.meta["rows"] = bool(node.get("rows", made.meta["shape"][:1] == BATCHES[:1]))
             self.nodes[node["name"]] = made
-        names = [(name, tuple(ends)) for name, ends in self.record["segment_names"]]
+        names = list(value_of(tuple[tuple[str, tuple[str, ...]], ...], self.record["segment_names"], "segment_names"))
         dtype = _dtype(self.record["in_dtype"])
         shape = tuple(map(int, self.record["in_shape"]))
         modes = Modes({path: bool(mode) for path, mode in self.record.get("modes", {}).items()})

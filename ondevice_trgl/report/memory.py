@@ -44,7 +44,8 @@ def _on_the_gpu(system: Mapping[str, Any]) -> list[str]:
     """What the GPU's memory was taken by, as three see it."""
     if not (reserved := system.get("gpu_reserved_bytes")):
         return []
-    note = f"on the GPU tensors took {format_size(system['gpu_allocated_bytes'])} of {format_size(reserved)} reserved"
+    allocated = format_size(system.get("gpu_allocated_bytes") or 0)
+    note = f"on the GPU tensors took {allocated} of {format_size(reserved)} reserved"
     if driver := system.get("gpu_driver_bytes"):
         note += f"; the driver counts {format_size(driver)}, CUDA context included"
     return [note]

@@ -13,12 +13,26 @@ from typing import Any
 from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.errors import DamagedFileError, RunDirError
 from ondevice_trgl.tasks import ACCURACY
-from ondevice_trgl.typed import record_of
+from ondevice_trgl.typed import record_of, value_of
 
 SCHEMA_VERSION = 1
 BASELINES = ("e2e", "e2e_checkpoint")
 NOT_YET = "not measured so far"
 """Why a baseline is missing that nobody has decided about."""
+_Numbers = tuple[float, ...] | None
+_SECONDS = ("stall_seconds?", "waited_for_nice?", "waited_for_heat?", "waited_for_battery?")
+_BYTES = ("gpu_reserved_bytes?", "gpu_allocated_bytes?", "gpu_driver_bytes?")
+_SHOWN: Mapping[str, Mapping[str, Any]] = {
+    "preprocessing": {"class_names": tuple[str, ...], "input_shape": tuple[int, ...], "resize": str, "task?": str}
+    | {"mean": _Numbers, "std": _Numbers},
+    "system": {**dict.fromkeys((*_SECONDS, *_BYTES), float | None), "memory_events?": Mapping[str, int]},
+    "workload": {**dict.fromkeys(("weights_left?", "digest?"), str | None), "samples?": Mapping[str, int]},
+    "budgets": dict.fromkeys(("budget_bytes", "measured_peak_bytes"), int),
+    "pressure": dict.fromkeys(("module", "epoch", "step", "before", "after", "cause"), Any),
+    "pareto": {"checkpointed": bool, "cache_dtype": str, "seconds_per_epoch": float | None}
+    | dict.fromkeys(("modules", "micro_batch", "predicted_peak_bytes", "cache_bytes"), int),
+}
+"""What renderers take from the parts that are no records of their own; with a question mark where it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +278,20 @@ class Report:
         Raises ValueError for what is none.
         """
         report = record_of(cls, record, lenient=True)
-        for stretch in report.budgets:
-            if not {"budget_bytes", "measured_peak_bytes"} <= stretch.keys():
-                raise ValueError("budgets lack a budget or a peak")
+        for name, known in _SHOWN.items():
+            values = getattr(report, name)
+            for one in values if isinstance(values, tuple) else [values] * bool(values):
+                for key, hint in known.items():
+                    if (plain := key.removesuffix("?")) in one:
+                        value_of(hint, one[plain], f"{name}.{plain}")
+                    elif plain == key:
+                        raise ValueError(f"{name}.{plain} is missing")
+        if (report.preprocessing.get("mean") is None) != (report.preprocessing.get("std") is None):
+            raise ValueError("preprocessing has one of mean and std alone")
+        peaks = [baseline.measured_peak_bytes for baseline in report.baselines.values()]
+        least = (report.budget_bytes, report.plan.laps, *(1 if peak is None else peak for peak in peaks))
+        if min(least) < 1 or not report.modules:
+            raise ValueError("it is of no budget, laps or modules, or of a baseline that took nothing")
         return report
 
 
