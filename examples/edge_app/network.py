@@ -31,7 +31,7 @@ class Block(nn.Module):
 class DigitNet(nn.Module):
     """Pictures of 1x8x8 to ten logits."""
 
-    def __init__(self, channels: int = 16, blocks: int = 3) -> None:
+    def __init__(self, channels: int = 16, blocks: int = 2) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU())
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
