@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> Path:
                 rest = rest[file.write(rest) or 0 :]
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -33,9 +33,9 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have what is in the file `path`, or the names in that folder, on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -34,18 +34,18 @@ class Isolated:
         self._budget = config.budget
         self._control: Connection | None = None
         self._lock = threading.Lock()
-        self._training = False
+        self._training = self._changed = self._early = False
 
     def pause(self) -> None:
-        """Checkpoint after the current step and end. From any thread."""
+        """Checkpoint after the first step that is done from now on, and end. From any thread."""
+        self._early = True
         self._send("pause", None)
 
     def set_budget(self, budget: Stated) -> None:
-        """Change the budget. From any thread. Raises UsageError where nothing is training yet, or any more."""
-        if not self._training:
-            raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
-        self._budget = budget
-        self._send("budget", _ASK if callable(budget) else budget)
+        """Change the budget, as soon as something trains. From any thread."""
+        self._budget, self._changed = budget, True
+        if self._training:
+            self._send("budget", _ASK if callable(budget) else budget)
 
     def _send(self, what: str, value: Any) -> None:
         with self._lock, contextlib.suppress(OSError):  # it may have ended this moment
@@ -100,7 +100,9 @@ class Isolated:
     def _done(self, what: str, values: list[Any]) -> Any:
         if what == "started":
             self._training = True
-            return None
+            if self._changed:
+                self.set_budget(self._budget or 0)
+            return self._early
         if what == "budget":
             assert callable(self._budget)
             return self._budget()
@@ -192,8 +194,7 @@ class _Started(Callback):
         self._line, self._early = line, pause
 
     def on_fit_start(self, run: RunState) -> None:
-        self._line.ask("started")
-        if self._early.is_set():
+        if self._line.ask("started") or self._early.is_set():
             run.request_pause()
 
 

@@ -28,6 +28,8 @@ REQUESTS = {
 }
 """What can be asked, and of which module; nothing else is ever run."""
 _LEAN = "ondevice_trgl.device.lean"
+CALLER = "TRGL_CALLER"
+"""In the environment of a lean process: whose it is. It ends with that one."""
 
 _TELLING = "\x1d"
 """Begins a line on stderr that is for whoever asked."""
@@ -53,6 +55,8 @@ def ask(
     `files` are descriptors that it has too; `told` is given, by another thread, each line that it says by `tell`.
     """
     command = [sys.executable, "-m", *([_LEAN] if lean else []), REQUESTS[name]]
+    if lean:
+        environment = {**(os.environ if environment is None else environment), CALLER: str(os.getpid())}
     with contextlib.nullcontext() if told is None else _Heard(told) as heard:
         done = subprocess.run(
             command,

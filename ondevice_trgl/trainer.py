@@ -39,7 +39,7 @@ from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
-from ondevice_trgl.run.guards import allowed, alone, device_named, global_state_kept
+from ondevice_trgl.run.guards import allowed, alone, device_named, flags_kept, global_state_kept
 from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import COSTS, PLAN, RECORD, WEIGHTS, RunDir, read_json
@@ -101,9 +101,11 @@ class Trainer:
         self._pause = threading.Event()
         self._opened: Opened | None = None
         self._session: Session | None = None
+        self._fitting = False
+        self._asked: Callable[[], int] | None = None
 
     def request_pause(self) -> None:
-        """Checkpoint after the current step and return from `fit`. May be called from any thread."""
+        """Checkpoint after the current step and return from `fit`, or do so as soon as one trains. From any thread."""
         self._pause.set()
         if (isolated := self._isolated) is not None:
             isolated.pause()
@@ -111,25 +113,26 @@ class Trainer:
     def set_budget(self, budget: Stated) -> None:
         """Change the budget of the run that is training, as TrainConfig takes it. May be called from any thread.
 
-        A smaller one takes effect by the next step, a larger one by the next module. Raises SizeError, and UsageError
-        where nothing is training.
+        A smaller one takes effect by the next step, a larger one by the next module; while `fit` still plans, by the
+        first. Raises SizeError, and UsageError where nothing is training.
         """
         ask = allowed(budget, self.device)
         ask()
         if (isolated := self._isolated) is not None:
             isolated.set_budget(budget)
             return
-        session = self._session
-        if session is None:
+        if not self._fitting:
             raise UsageError("nothing is training: set_budget changes a running fit", hint="give TrainConfig a budget")
-        session.budget.request(ask)
+        self._asked = ask
+        if (session := self._session) is not None:
+            session.budget.request(ask)
 
     def plan(self, train_set: Any, val_set: Any = None, test_set: Any = None) -> Plan:
         """What `fit` would do, without training; leaves the model as it was.
 
         Raises BudgetInfeasibleError, PartitionError, DataError.
         """
-        with alone(), global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
+        with alone(), global_state_kept(self.config.threads), flags_kept(self.model), meter_for(self.device) as meter:
             data = sources(train_set, val_set, test_set, self.config.asked_task)
             with settled(self.config) as budget, staging_folder(self.run_dir) as folder:
                 return self._stage_and_plan(data, self._record(*budget), folder, meter, keep=True)[1]
@@ -147,12 +150,21 @@ class Trainer:
         With `resume`, go on where the run directory stands: same model, configuration and data. Modules are chosen and
         compared on `val_set`; without one, the last head counts as best. Raises TrglError; the run can then be resumed.
         """
-        started = time.perf_counter()
-        if self.isolate:
-            return self._fit_apart((train_set, val_set, test_set), resume=resume)
-        with alone(), global_state_kept(self.config.threads), self._flags_kept(), meter_for(self.device) as meter:
+        if self._fitting:
+            raise UsageError("this trainer is training already", hint="wait until it has ended, or pause it")
+        sets = train_set, val_set, test_set
+        self._fitting, self._asked = True, None
+        try:
+            return self._fit_apart(sets, resume=resume) if self.isolate else self._fit_here(sets, resume=resume)
+        finally:
+            self._fitting = False
             self._pause.clear()
-            data = sources(train_set, val_set, test_set, self.config.asked_task)
+
+    def _fit_here(self, sets: tuple[Any, Any, Any], *, resume: bool) -> Report:
+        """`fit` by this process."""
+        started = time.perf_counter()
+        with alone(), global_state_kept(self.config.threads), flags_kept(self.model), meter_for(self.device) as meter:
+            data = sources(*sets, self.config.asked_task)
             opened = self._reopened(data) if resume else self._new(data, meter)
             budget = self.config.budget
             self._session = Session(
@@ -166,6 +178,8 @@ class Trainer:
                 meter.peak_bytes(),
                 ask=None if budget is None else allowed(budget, self.device),
             )
+            if self._asked is not None:  # while it was planned
+                self._session.budget.request(self._asked)
             try:
                 return self._session.run()
             finally:
@@ -173,26 +187,16 @@ class Trainer:
 
     def _fit_apart(self, sets: tuple[Any, Any, Any], *, resume: bool) -> Report:
         """`fit` by a process of its own."""
-        if self._isolated is not None:
-            raise UsageError("this trainer is training already", hint="wait until it has ended, or pause it")
         arguments = {"model": self.model, "run_dir": self.run_dir, "force": self.force}
         self._isolated = Isolated(self.config, self.callbacks)
+        if self._pause.is_set():
+            self._isolated.pause()
         try:
             self._isolated.fit(type(self), arguments, sets, resume=resume)
         finally:
             self._isolated = None
         self._reopen = lambda: self._reopened(sources(*sets, self.config.asked_task))
         return read_report(self.run_dir)
-
-    @contextlib.contextmanager
-    def _flags_kept(self) -> Iterator[None]:
-        """What a run freezes is frozen for the run alone."""
-        flags = [(p, p.requires_grad) for p in self.model.parameters()] if isinstance(self.model, nn.Module) else []
-        try:
-            yield
-        finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
 
     @staticmethod
     def _record(config: TrainConfig, stated: str, why: str) -> RunRecord:

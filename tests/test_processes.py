@@ -4,10 +4,13 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ondevice_trgl import processes
@@ -178,3 +181,34 @@ def test_a_file_that_is_handed_on_can_be_written(answering: Answering, tmp_path:
     with (tmp_path / "out").open("wb") as file:
         answering(f"os.write({file.fileno()}, b'written')\nreturn {{'done': 1}}", files=[file.fileno()])
     assert (tmp_path / "out").read_bytes() == b"written"
+
+
+PARENT = """
+import os, subprocess, sys
+from ondevice_trgl.processes import CALLER
+command = [sys.executable, "-m", "ondevice_trgl.device.lean", "http.server", "0", "--bind", "127.0.0.1"]
+env = {**os.environ, CALLER: sys.argv[1] or str(os.getpid())}
+with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as child:
+    child.stdout.readline()
+    print(child.pid, flush=True)
+    child.wait()
+    print("ended", child.returncode, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with another")
+@pytest.mark.parametrize("caller", ["", "1"])
+def test_a_process_ends_with_the_one_that_asked_it(caller: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, caller], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        said = parent.stdout.readline().split()
+        if caller:  # another than its parent: that one is gone, and this is who takes in orphans
+            assert parent.stdout.readline() == "ended 1\n"
+            return
+        child = psutil.Process(int(said[0]))
+        parent.kill()
+        psutil.wait_procs([child], timeout=60)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

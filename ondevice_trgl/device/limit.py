@@ -36,6 +36,8 @@ CODE_GROWTH_BYTES = 6_000_000
 """Room for more of it than was ever seen."""
 _SMALL_BLOCKS_BYTES = 8 << 20
 """Kept in the heap for blocks that C code cannot do without."""
+_HOPELESS_BYTES = 16_000_000
+"""By so much may more be in use than a limit allows, and steps still become smaller until they fit."""
 _KERNEL_UNTOUCHED = 0.85
 """Of what is mapped for the code of kernels."""
 _HEAP_LIMIT = "tcmalloc.heap_limit_mb"
@@ -96,6 +98,14 @@ class MemoryLimit(Protocol):
 
     def set(self, budget_bytes: int) -> None:
         """From now on, allocations that would take the process above `budget_bytes` fail."""
+
+    def can_hold(self, budget_bytes: int) -> bool:
+        """Whether what is in use now is within `budget_bytes`, or nearly.
+
+        Else `set` would refuse everything, to every thread, and not lower what is in use: a thread of Python's that is
+        refused memory as it starts never says that it has, and whoever started it waits for ever.
+        """
+        return True
 
     def lift(self) -> None:
         """Put back the limit that was there before the first `set`."""
@@ -202,10 +212,17 @@ class DataLimit(_CpuLimit):
         grown = 0 if heaps is None else max(0, memory["VmData"] - heaps.mapped - self._beside_heaps)
         return self._untouched + int(_KERNEL_UNTOUCHED * grown)
 
-    def set(self, budget_bytes: int) -> None:
-        memory = _memory(self._proc)
+    def _limit_of(self, budget_bytes: int, memory: dict[str, int]) -> int:
         beside = self._files(memory) + memory["VmStk"]
-        limit = max(1, budget_bytes - beside + self._never_touched(memory))
+        return max(1, budget_bytes - beside + self._never_touched(memory))
+
+    def can_hold(self, budget_bytes: int) -> bool:
+        memory = _memory(self._proc)
+        in_use = memory["VmData"] - (glibc_heaps() or Heaps(0, 0)).free
+        return self._limit_of(budget_bytes, memory) >= in_use - _HOPELESS_BYTES
+
+    def set(self, budget_bytes: int) -> None:
+        limit = self._limit_of(budget_bytes, _memory(self._proc))
         for most in self._before:
             if most != self._resource.RLIM_INFINITY:
                 limit = min(limit, most)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from ondevice_trgl.durable import sync_folder
+from ondevice_trgl.durable import sync
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.tensorfile import keep, verify, write_tensors
 
@@ -48,7 +48,7 @@ class ModuleFiles:
         for path in self.folder.glob("*.before"):
             if not self.has(int(path.stem)):  # a disk without links, cut off between two renames
                 path.replace(self.path(int(path.stem)))
-        sync_folder(self.folder)
+        sync(self.folder)
         if is_committed:
             self.forget(but=pending)
             (self.folder / _COMMITTED).unlink()
@@ -72,13 +72,13 @@ class ModuleFiles:
     def take_before(self, index: int) -> None:
         """Let module `index` be as it was saved the time before. For the one who writes."""
         self.before(index).replace(self.path(index))
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def drop(self, index: int) -> None:
         """Let module `index` never have been saved. For the one who writes."""
         self.before(index).unlink(missing_ok=True)
         self.path(index).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        sync(self.folder)
 
 
 def _is_whole(path: Path) -> bool:

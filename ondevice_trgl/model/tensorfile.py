@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ondevice_trgl.bounded import fresh, opened
 from ondevice_trgl.buffers import bytes_of
-from ondevice_trgl.durable import sync_folder
+from ondevice_trgl.durable import sync
 from ondevice_trgl.errors import DamagedFileError, StorageError
 from ondevice_trgl.model.header import MOST_HEADER_BYTES, Entry, as_metadata, checksums, header_of, read_header
 
@@ -144,7 +144,7 @@ def _write(
         if before is not None:
             keep(path, before)
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -108,7 +108,10 @@ class Budget:
         if planned_bytes is not None and self._frugal:
             held = min(held, planned_bytes + self._more + self._grown + CODE_GROWTH_BYTES + _UNTOUCHED_BYTES)
         self.is_tight = held < self.bytes
-        self.limit.set(held - self._meter.others)
+        if self.limit.can_hold(held - self._meter.others):
+            self.limit.set(held - self._meter.others)
+        else:
+            self.limit.lift()  # the next step finds that more is in use than may be
 
     def start(self, floor_bytes: int) -> None:
         """Set the limit for the first time. A process that holds more than the planned floor may keep doing so."""

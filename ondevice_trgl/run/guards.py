@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from ondevice_trgl.buffers import bytes_of
 from ondevice_trgl.device.allowance import Allowance
@@ -77,6 +78,17 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _AT_WORK.release()
+
+
+@contextlib.contextmanager
+def flags_kept(model: object) -> Iterator[None]:
+    """What a run freezes of `model` is frozen for the run alone; nothing where it is a callable that makes one."""
+    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ondevice_trgl.bounded import parse_object, read_bytes
-from ondevice_trgl.durable import write_json, write_text
+from ondevice_trgl.durable import sync, write_json, write_text
 from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
 from ondevice_trgl.run.lock import held
 
@@ -135,9 +135,18 @@ class RunDir:
     def adopt(cls, folder: Path, path: Path, *, force: bool = False) -> "RunDir":
         """A new run directory of what was staged and planned in `folder`, on the same disk; see `create`."""
         run = cls.create(path, force=force)
-        try:  # the record last: only a run that can be gone on with has one
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD):
+        # the plan first, which tells that the rest is ours too
+        staged = sorted((e for e in folder.iterdir() if e.name != RECORD), key=lambda entry: entry.name != PLAN)
+        try:  # the record last, when all else is on the disk: only a run that can be gone on with has one
+            for entry in (*staged, folder / RECORD):
+                if entry.is_file():
+                    sync(entry)
+            for entry in staged:
                 entry.replace(path / entry.name)
+            sync(path)
+            (folder / RECORD).replace(path / RECORD)
+            sync(path)
+            sync(path.parent)
         except OSError as error:
             raise _cannot_be_made(path, error) from error
         return run
@@ -300,6 +309,8 @@ def _is_run(path: Path) -> bool:
         record = parse_object(read_bytes(path / RECORD))
         return "format" in record and "config" in record
     except FileNotFoundError:
-        return (path / PLAN).is_file() and all(_is_ours(entry.name) for entry in _entries(path))
+        entries = _entries(path)
+        is_bare = [entry.name for entry in entries] == ["modules"] and not _entries(entries[0])
+        return is_bare or ((path / PLAN).is_file() and all(_is_ours(entry.name) for entry in entries))
     except (OSError, ValueError):
         return False

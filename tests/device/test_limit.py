@@ -150,6 +150,19 @@ print(libc.malloc(3_000_000), small.count(None))
 
 
 @pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
+def test_what_is_free_in_the_heap_is_not_in_use_and_what_is_in_use_cannot_be_held_below(run_app: RunApp) -> None:
+    source = """
+use(60_000, 4000)
+limit, held = DataLimit(), memory()
+used = held["RssAnon"] + held["RssFile"] - glibc_heaps().free
+print(*(limit.can_hold(used + more * 1_000_000) for more in (100, -120)))
+libc.memset(libc.malloc(200_000_000), 1, 200_000_000)
+print(*(limit.can_hold(used + more * 1_000_000) for more in (100, 300)))
+"""
+    assert run_app(source).split() == ["True", "False", "False", "True"]
+
+
+@pytest.mark.skipif(not GLIBC, reason=NOT_GLIBC)
 def test_held_loose_blocks_are_taken_again_without_asking_and_held_tight_anew(run_app: RunApp) -> None:
     source = """
 from ondevice_trgl.device.allocator import release_memory
