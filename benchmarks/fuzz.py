@@ -39,6 +39,7 @@ from ondevice_trgl.device.profile import load_profile
 from ondevice_trgl.device.randomness import Randomness
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.job import Job
+from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.weights import read_weights
 from ondevice_trgl.model.zoo import build_model
 from ondevice_trgl.plan.plan import Plan
@@ -49,7 +50,7 @@ from ondevice_trgl.report.text import report_lines
 from ondevice_trgl.resolved import read_toml, resolve
 from ondevice_trgl.run.callbacks import Callback, RunState
 from ondevice_trgl.run.inventory import look_at
-from ondevice_trgl.run.opening import open_run, sources
+from ondevice_trgl.run.opening import fresh_head, network_of, open_run, sources
 from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, REPORT, RunDir
@@ -312,6 +313,13 @@ def kinds(folder: Path, ask: Ask = ask) -> dict[str, Kind]:
         found = open_run(run, data)
         assert len(found.heads) == found.plan.num_parts
 
+    def judged() -> None:
+        trained = TrainedRun.open(run)
+        chain = network_of(trained.run, lambda: model, data["train"], folder, opened.config)
+        partition = group(chain, trained.plan.bounds)
+        for index in range(trained.plan.num_parts):
+            fresh_head(chain, partition, opened.config, index)
+
     def module() -> None:
         part, head = opened.partition.modules[1], opened.heads[1]
         Position.of(opened.store, 1)
@@ -344,6 +352,7 @@ def kinds(folder: Path, ask: Ask = ask) -> dict[str, Kind]:
     found = {name: Kind(place, json_changed, reads[name]) for name, place in places.items()}
     found[f"{RECORD}, resumed"] = Kind(run / RECORD, json_changed, whole)
     found[f"{PLAN}, resumed"] = Kind(run / PLAN, json_changed, whole)
+    found[f"{BLUEPRINT}, evaluated"] = Kind(run / BLUEPRINT, json_changed, judged)
     found["module"] = Kind(run / "modules" / "001.safetensors", tensors_changed, module)
     found["seal"] = Kind(cache.with_suffix(".json"), json_changed, boundary)
     found["boundary"] = Kind(cache, bytes_changed, boundary)

@@ -16,6 +16,8 @@ NARROWER = ("fp32", "bf16", "int8")
 """What `auto` goes through, where disk space is short."""
 MOST_ERROR = 0.02
 """Share of the values' size (root mean square) that may be lost; above it a wider format is taken."""
+_ALL = 1e9
+"""Stands for all of them, where what was kept is infinite: a number that JSON has."""
 _WIDER = {"int8": "bf16", "fp16": "bf16", "bf16": "fp32"}
 _LEVELS = 255
 _LEAST_VALUES = 16
@@ -92,7 +94,7 @@ class Codec:
         lost = float((again[0] - row).square().mean())
         if not math.isfinite(size):
             return 0.0  # the values themselves are at fault, and that is told elsewhere
-        return math.sqrt(lost / size) if size and math.isfinite(lost) else (math.inf if lost else 0.0)
+        return math.sqrt(lost / size) if size and math.isfinite(lost) else (_ALL if lost else 0.0)
 
     def wider(self) -> "Codec":
         """The next wider format; fp32 is its own."""

@@ -8,6 +8,7 @@ import builtins
 import dataclasses
 import importlib
 import keyword
+import math
 import operator
 import re
 from typing import Any
@@ -135,6 +136,9 @@ def _fault(op: str, target: str, args: Any, kwargs: Any) -> str:
     names = [*kwargs, *([target] if op == "placeholder" else [])]
     if not _PATH.fullmatch(target) or not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
         return f"{[target, *names]} are no names"
+    of = args[0] if op == "call_method" and args else None
+    if op == "call_method" and not (isinstance(of, fx.Node) or (isinstance(of, dict) and of.keys() == {"node"})):
+        return f"{target} is called of what is no tensor"
     if op == "call_method" and (target.startswith("_") or target in _NO_METHODS or not hasattr(Tensor, target)):
         return f"{target} is no method for a graph"
     if target == "builtins.getattr":
@@ -156,6 +160,14 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise DamagedFileError(f"the blueprint has {name} where a dtype belongs")
     return found
+
+
+def _shape(given: Any, of: str) -> tuple[int, ...]:
+    """The shape `given`. Raises ValueError for one that no tensor has."""
+    shape: tuple[int, ...] = value_of(tuple[int, ...], given, f"the shape of {of}")
+    if min(shape, default=0) < 0 or math.prod(size for size in shape if size) >= 2**62:
+        raise ValueError(f"{of} has a shape that no tensor has")
+    return shape
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -217,13 +229,13 @@ class _Builder:
             kwargs = {name: self._value(value) for name, value in node["kwargs"].items()}
             made = graph.create_node(node["op"], target, args, kwargs, name=node["name"])
             if node["shape"] is not None:
-                made.meta["shape"] = tuple(node["shape"])
+                made.meta["shape"] = _shape(node["shape"], node["name"])
                 made.meta["dtype"] = _dtype(node["dtype"])
                 made.meta["rows"] = bool(node.get("rows", made.meta["shape"][:1] == BATCHES[:1]))
             self.nodes[node["name"]] = made
         names = list(value_of(tuple[tuple[str, tuple[str, ...]], ...], self.record["segment_names"], "segment_names"))
         dtype = _dtype(self.record["in_dtype"])
-        shape = tuple(map(int, self.record["in_shape"]))
+        shape = _shape(self.record["in_shape"], "in_shape")
         modes = Modes({path: bool(mode) for path, mode in self.record.get("modes", {}).items()})
         apart = int(self.record.get("trunk", len(names))) < len(names)
         chain = chain_from(self.root, self.root, graph, modes, shape, dtype, names, apart=apart)
@@ -267,7 +279,7 @@ class _Builder:
             return self.tensors[record["same_as"]]
         value = torch.empty(0, dtype=_dtype(record["dtype"]))
         tensor = nn.Parameter(value, requires_grad=record["grad"]) if record["trained"] else value
-        self.tensors[path] = evicted(tensor, tuple(map(int, record["shape"])))
+        self.tensors[path] = evicted(tensor, _shape(record["shape"], path))
         return tensor
 
     def _value(self, value: Any) -> Any:

@@ -183,12 +183,15 @@ class Partition:
 
 
 def group(chain: Chain, bounds: Sequence[int]) -> Partition:
-    """The partition whose module k holds segments bounds[k] to bounds[k + 1] (exclusive)."""
-    return Partition(
-        chain=chain,
-        bounds=tuple(bounds),
-        modules=tuple(LocalModule.of(chain, a, b) for a, b in pairwise(bounds)),
-    )
+    """The partition whose module k holds segments bounds[k] to bounds[k + 1] (exclusive).
+
+    Raises PartitionError for a graph that cannot be written as code: that of a blueprint may be anything.
+    """
+    try:
+        modules = tuple(LocalModule.of(chain, a, b) for a, b in pairwise(bounds))
+    except SyntaxError as error:
+        raise PartitionError(f"the network's graph is no code: {error.msg}", hint="its blueprint is damaged") from error
+    return Partition(chain=chain, bounds=tuple(bounds), modules=modules)
 
 
 def segments_of(chain: Chain) -> list[LocalModule]:

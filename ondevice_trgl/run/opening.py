@@ -1,6 +1,7 @@
 """A run directory, opened: plan, modules and heads, none of which holds memory until the scheduler loads it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from ondevice_trgl.data.images import ImageSet, all_alike
 from ondevice_trgl.data.preprocessing import Preprocessing
 from ondevice_trgl.data.splits import check_zero_used
 from ondevice_trgl.data.user import image_set
+from ondevice_trgl.device.host import usable_ram_bytes
 from ondevice_trgl.device.precision import autocast_dtype
 from ondevice_trgl.errors import DamagedFileError, DataError, RunDirError, UsageError
 from ondevice_trgl.model.blueprint import from_blueprint
 from ondevice_trgl.model.filed import weights_in_file
 from ondevice_trgl.model.heads import head_behind
 from ondevice_trgl.model.partition import Partition, group
-from ondevice_trgl.model.store import ModuleStore, evict, is_evicted, state_of
+from ondevice_trgl.model.store import ModuleStore, bytes_in, evict, is_evicted, state_of
 from ondevice_trgl.model.trace import Chain
 from ondevice_trgl.model.tuning import tuned
 from ondevice_trgl.plan.plan import Plan
@@ -37,6 +39,11 @@ from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.task import Task
 from ondevice_trgl.typed import value_of
+from ondevice_trgl.units import format_size
+
+_Names = Mapping[str, tuple[str, ...]]
+_WIDE, _LARGE = 4096, 1 << 24
+"""Channels and numbers of a module's output from which on its head may be large: shapes are what a blueprint states."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,21 @@ def network_of(run: RunDir, make: Callable[[], nn.Module], source: Source, folde
 
 
 def fresh_head(chain: Chain, partition: Partition, config: TrainConfig, index: int) -> nn.Module | None:
-    """A new auxiliary head; None in the frozen front, and for the last module, which ends in the own classifier."""
+    """A new auxiliary head; None in the frozen front, and for the last module, which ends in the own classifier.
+
+    Raises DamagedFileError for one that no machine like this has the memory for.
+    """
     if index == len(partition.modules) - 1 or partition.modules[index].passed:
         return None
+    module = partition.modules[index]
+    if max(module.out_shape, default=0) > _WIDE or math.prod(module.out_shape) > _LARGE:
+        with torch.device("meta"):  # some megabytes of code, which small heads are spared
+            size = bytes_in(state_of(head_behind(module, config.head, chain.num_outputs)).values())
+        if size > usable_ram_bytes():
+            raise DamagedFileError(f"the head of module {index} would take {format_size(size)}: its shapes are damaged")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mix(config.seed, index, 2))
-        return head_behind(partition.modules[index], config.head, chain.num_outputs)
+        return head_behind(module, config.head, chain.num_outputs)
 
 
 def open_run(
@@ -153,6 +169,7 @@ def open_run(
     with held(path):
         pass  # before anything there is changed; the session then keeps it
     record, plan = run.load(RECORD, RunRecord.from_dict), run.load(PLAN, Plan.from_dict)
+    parts, aliases = run.read(PARTITION), run.load(NAMES, lambda names: dict(value_of(_Names, names)))
     check_folder(run.cache_folder(record.config.cache_dir))
     store = ModuleStore(run.modules, run.staged)
     store.recover()
@@ -167,7 +184,7 @@ def open_run(
     if config.budget_bytes is not None:
         plan = dataclasses.replace(plan, budget_bytes=config.budget_bytes)
     partition = group(chain, plan.bounds) if plan.bounds[-1] == len(chain.segments) else None
-    if partition is None or partition.to_dict() != run.read(PARTITION):
+    if partition is None or partition.to_dict() != parts:
         changed.append("the model")
     if record.data != outline(data):
         changed.append("the data")
@@ -182,7 +199,6 @@ def open_run(
 
     heads = tuple(fresh(index) for index in range(plan.num_parts))
     evict(*partition.modules, *heads)
-    aliases = run.load(NAMES, lambda names: dict(value_of(Mapping[str, tuple[str, ...]], names)))
     needed = {name for part in partition.modules for name, t in state_of(part).items() if isinstance(t, nn.Parameter)}
     if not needed <= {name for names in aliases.values() for name in names}:
         raise DamagedFileError(f"{path / NAMES} lacks names of the network", hint="start a new run")

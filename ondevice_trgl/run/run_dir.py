@@ -234,7 +234,8 @@ def _cannot_be_made(path: Path, error: OSError) -> RunDirError:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path` of a run. Raises DamagedFileError."""
     try:
-        return parse_object(read_bytes(path))
+        # a network may have an infinity among its constants: attention fills with it
+        return parse_object(read_bytes(path), finite=path.name != BLUEPRINT)
     except (OSError, ValueError) as error:
         raise DamagedFileError(
             f"{path} cannot be read: {(isinstance(error, OSError) and error.strerror) or error}",

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ondevice_trgl.errors import DamagedFileError
+from ondevice_trgl.durable import write_json
+from ondevice_trgl.errors import DamagedFileError, PartitionError
 from ondevice_trgl.model.blueprint import NoBlueprint, from_blueprint, to_blueprint
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.store import shape_of, state_of
 from ondevice_trgl.model.trace import Chain, trace
 from ondevice_trgl.model.zoo import build_model
+from ondevice_trgl.run.run_dir import BLUEPRINT, read_json
 
 Record = dict[str, Any]
 
@@ -373,3 +375,53 @@ def test_a_torn_record_is_damaged_whatever_is_wrong(good: Record, key: str, valu
             continue  # as good a shape as any
         with pytest.raises(DamagedFileError):
             from_blueprint(record)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        out: Tensor = self.second(functional.softmax(y.masked_fill(y < 0.0, float("-inf")).clamp(min=-1e30), -1))
+        return out
+
+
+def test_a_network_with_an_infinity_goes_through_its_file(tmp_path: Path) -> None:
+    model, x = Masked(), torch.randn(2, 8)
+    write_json(tmp_path / BLUEPRINT, to_blueprint(trace(model, x)))
+    again = from_blueprint(read_json(tmp_path / BLUEPRINT))
+    assert float("-inf") in [value for node in again.graph.nodes for value in node.args]
+
+
+@pytest.mark.parametrize("of", [2, "x", [], None, {"tuple": []}])
+def test_methods_are_those_of_tensors(good: Record, of: object) -> None:
+    good = copy.deepcopy(good)
+    node = next(node for node in good["nodes"] if node["op"] == "call_method")
+    node["args"][0] = of
+    with pytest.raises(DamagedFileError):
+        from_blueprint(good)
+
+
+def test_a_graph_that_is_no_code_is_refused(good: Record) -> None:
+    good = copy.deepcopy(good)
+    good["nodes"].insert(1, {**good["nodes"][1], "name": "odd", "op": "call_function", "target": "_operator.iadd"})
+    good["nodes"][1] |= {"args": [2, 3], "kwargs": {}}
+    with pytest.raises((DamagedFileError, PartitionError)):
+        group(from_blueprint(good), [0, 1])
+
+
+@pytest.mark.parametrize("shape", [[2**62, 4], [-1], ["4"], [2.5], "44", [True], {"a": 1}])
+@pytest.mark.parametrize("where", ["in_shape", "node", "tensor"])
+def test_shapes_are_shapes(good: Record, shape: object, where: str) -> None:
+    good = copy.deepcopy(good)
+    if where == "in_shape":
+        good["in_shape"] = shape
+    elif where == "node":
+        next(node for node in good["nodes"] if node["op"] == "call_module")["shape"] = shape
+    else:
+        layer = next(layer for layer in good["layers"].values() if layer["tensors"])
+        next(iter(layer["tensors"].values()))["shape"] = shape
+    with pytest.raises(DamagedFileError, match="shape"):
+        from_blueprint(good)
