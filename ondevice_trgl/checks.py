@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import reprlib
 from collections.abc import Callable
 from dataclasses import field, fields
@@ -16,6 +17,8 @@ from ondevice_trgl.units import parse_interval, parse_size
 
 Check = Callable[[Any], str | None]
 _MOST_SHOWN = 500
+_MOST_PATH, _MOST_NAME = 3800, 255
+"""Bytes that Linux takes, with room for the names of files in a folder."""
 
 
 def one_of(*valid: str) -> Check:
@@ -28,13 +31,14 @@ def one_of(*valid: str) -> Check:
     return check
 
 
-def int_from(least: int, *, words: tuple[str, ...] = (), optional: bool = False) -> Check:
-    expected = f"expected a whole number of at least {least}" + "".join(f" or {word!r}" for word in words)
+def int_from(least: int, *, words: tuple[str, ...] = (), optional: bool = False, most: int = 2**63 - 1) -> Check:
+    high = f" and at most {most}" if most < 2**63 - 1 else ""
+    expected = f"expected a whole number of at least {least}{high}" + "".join(f" or {word!r}" for word in words)
 
     def check(value: Any) -> str | None:
         if (optional and value is None) or value in words:
             return None
-        return None if isinstance(value, int) and not isinstance(value, bool) and value >= least else expected
+        return None if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most else expected
 
     return check
 
@@ -111,7 +115,14 @@ def optional_text(value: Any) -> str | None:
 
 
 def path(value: Any) -> str | None:
-    return None if value is None or isinstance(value, str | Path) else "expected a path"
+    if value is None:
+        return None
+    try:
+        name = os.fsencode(value)
+    except (TypeError, ValueError):
+        return "expected a path"
+    short = len(name) <= _MOST_PATH and max(map(len, name.split(b"/"))) <= _MOST_NAME
+    return None if isinstance(value, str | Path) and b"\0" not in name and short else "expected a path"
 
 
 def names(value: Any) -> str | None:

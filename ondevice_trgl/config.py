@@ -156,7 +156,7 @@ class TrainConfig(OptimizerSettings, CacheSettings):
     device: str = setting("auto", checks.device)
     precision: str = setting("fp32", checks.one_of(*PRECISIONS))
     """Of forward passes: fp32; bf16 under autocast, where the processor computes in it; auto: bf16 where it does."""
-    threads: int | None = setting(None, checks.int_from(1, optional=True))
+    threads: int | None = setting(None, checks.int_from(1, optional=True, most=1024))
     """Compute threads; None leaves torch's own choice."""
     seed: int = setting(0, checks.int_from(0))
 

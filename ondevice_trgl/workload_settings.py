@@ -21,7 +21,7 @@ class Workload(Checked):
     """Zoo name, or `pkg.module:callable` that returns an `nn.Module`."""
     data: str = setting("digits", checks.text)
     """Dataset name, `folder:PATH`, `csv:FILE`, `synthetic:CxHxW:CLASSES|regT|multiT:N`, or `pkg.module:callable`."""
-    image_size: int | None = setting(None, checks.int_from(1, optional=True))
+    image_size: int | None = setting(None, checks.int_from(1, optional=True, most=16384))
     """Side of the square that images are resized to; None keeps the dataset's own."""
     orientation: str = setting("exif", checks.one_of(*ORIENTATIONS))
     """Of picture files: exif turns them upright as the file says; stored leaves the pixels as they lie in it."""

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ondevice_trgl.durable import sync
-from ondevice_trgl.errors import DamagedFileError
+from ondevice_trgl.errors import DamagedFileError, StorageError
 from ondevice_trgl.model.tensorfile import keep, verify, write_tensors
 
 _COMMITTED = "committed"
@@ -36,7 +36,16 @@ class ModuleFiles:
         self.recover()
 
     def recover(self) -> None:
-        """Finish what was cut off; what was pending without a commit is dropped. For the one who writes."""
+        """Finish what was cut off; what was pending without a commit is dropped. For the one who writes.
+
+        Raises StorageError.
+        """
+        try:
+            self._recover()
+        except OSError as error:
+            raise StorageError(f"cannot put {error.filename} in its place: {error.strerror}") from error
+
+    def _recover(self) -> None:
         is_committed = (self.folder / _COMMITTED).is_file()
         pending = [int(path.stem) for path in sorted(self.folder.glob("*.pending"))]
         for index in pending:

@@ -251,16 +251,18 @@ def check_links(path: Path) -> None:
     _refuse(_odd_in(path, lambda name: _is_ours(name) or name.startswith(SCRATCH)))
     for folder in (RunDir(path).modules, RunDir(path).cache):
         check_folder(folder)
+        if folder.is_file():
+            raise RunDirError(f"{folder} is a file, expected a folder", hint="bring it back, or start a new run")
 
 
 def check_folder(folder: Path) -> None:
     """Raises RunDirError where `folder`, or what is in it, is a link, a pipe or a device; not where there is none."""
-    _refuse([folder] if folder.is_symlink() else _odd_in(folder))
+    _refuse([folder] if os.path.islink(folder) else _odd_in(folder))  # noqa: PTH114 -- False for any name
 
 
 def _odd_in(folder: Path, is_meant: Callable[[str], bool] = lambda name: True) -> list[Path]:
     odd: list[Path] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # whoever needs it says what is wrong
         for entry in entries:
             kept = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
             odd += [Path(entry.path)] if not kept and is_meant(entry.name) else []

@@ -1,5 +1,6 @@
 """A run directory that somebody else made: links in it are refused, and so is what no program of this version wrote."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,11 +14,15 @@ import torch
 from ondevice_trgl.errors import DamagedFileError, RunDirError, StorageError, TrglError
 from ondevice_trgl.export import export_run
 from ondevice_trgl.model.header import read_header
+from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.tensorfile import read_tensors, write_tensors
+from ondevice_trgl.model.trace import trace
 from ondevice_trgl.report.model import read_report
+from ondevice_trgl.run.inventory import look_at
+from ondevice_trgl.run.opening import fresh_head
 from ondevice_trgl.run.run_dir import RunDir
 from ondevice_trgl.run.trained import TrainedRun
-from tests.run.conftest import At, Fit
+from tests.run.conftest import At, Fit, config, net
 from tests.run.test_resume import pause
 
 pytestmark = pytest.mark.usefixtures("code_pages_kept")
@@ -88,6 +93,45 @@ def test_a_run_that_is_reached_through_a_link_goes_on(stopped: Fit) -> None:
     (stopped.path("part") / "my notes").symlink_to(stopped.folder)  # which is none of ours
     assert stopped("part", resume=True).status == "completed"
     assert (stopped.folder / "real" / "part" / "model.safetensors").is_file()
+
+
+def test_a_folder_where_a_file_belongs_and_the_other_way_round(stopped: Fit) -> None:
+    run = stopped.path("part")
+    (run / "modules" / "002.pending").mkdir()
+    with pytest.raises(StorageError, match=r"002\.pending"):
+        stopped("part", resume=True)
+    (run / "modules" / "002.pending").rmdir()
+    for name in ("plan.json", "modules/000.safetensors"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    with pytest.raises(DamagedFileError, match="is a folder"):
+        stopped("part", resume=True)
+    shutil.rmtree(run / "modules")
+    (run / "modules").write_bytes(b"x")
+    for use in uses(stopped, run):
+        with pytest.raises(RunDirError, match="expected a folder"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cache_dir", "x" * 5000), ("cache_dir", "a\0b"), ("threads", 2**40), ("seed", 2**63)]
+)
+def test_settings_that_no_system_takes(name: str, value: Any, stopped: Fit) -> None:
+    path = stopped.path("part") / "config.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "config": {**record["config"], name: value}}), encoding="utf-8")
+    for use in (lambda: stopped("part", resume=True), lambda: look_at(path.parent)):
+        with contextlib.suppress(DamagedFileError):
+            use()
+
+
+def test_a_head_that_no_machine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = trace(net(), torch.zeros(2, 1, 6, 6))
+    partition = group(chain, [0, 1, len(chain.segments)])
+    assert fresh_head(chain, partition, config(), 0) is not None
+    monkeypatch.setattr(partition.modules[0], "out_shape", (2**40, 6, 6))
+    with pytest.raises(DamagedFileError, match="head of module 0"):
+        fresh_head(chain, partition, config(), 0)
 
 
 def test_events_are_not_written_through_a_link(tmp_path: Path) -> None:
