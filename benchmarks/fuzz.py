@@ -37,7 +37,7 @@ from ondevice_trgl.data.table import pictures_listed
 from ondevice_trgl.device.meter import own_peak_rss
 from ondevice_trgl.device.profile import load_profile
 from ondevice_trgl.device.randomness import Randomness
-from ondevice_trgl.errors import TrglError
+from ondevice_trgl.errors import DamagedFileError, TrglError
 from ondevice_trgl.job import Job
 from ondevice_trgl.model.partition import group
 from ondevice_trgl.model.weights import read_weights
@@ -336,11 +336,14 @@ def kinds(folder: Path, ask: Ask = ask) -> dict[str, Kind]:
         rows = labels.repeat(-(-seal["rows"] // len(labels)))[: seal["rows"]]
         shape = tuple(seal["shape"])
         found = DiskCache.sealed(cache, seal["producer"], shape, seal["dtype"], rows)
-        if found is not None:
-            damaged = {row for part in found.damaged() for row in part}
-            if good := [row for row in range(found.rows) if row not in damaged][:8]:
-                found.read(good, torch.empty(len(good), *shape))
-            found.close(keep=True)
+        if found is None:  # which whoever takes it up makes again
+            raise DamagedFileError("no seal of this boundary")
+        damaged = {row for part in found.damaged() for row in part}
+        if good := [row for row in range(found.rows) if row not in damaged][:8]:
+            found.read(good, torch.empty(len(good), *shape))
+        found.close(keep=True)
+        if damaged:
+            raise DamagedFileError(f"{len(damaged)} rows are to be made again")
 
     def listing() -> None:
         pictures_in(folder / "pictures")
