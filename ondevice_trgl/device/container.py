@@ -55,6 +55,19 @@ def stall_seconds(proc: Path = _PROC, sys: Path = _SYS) -> tuple[float, str] | N
     return None
 
 
+def oom_kills(proc: Path = _PROC) -> int | None:
+    """How many processes the kernel has killed for want of memory since it started, in all groups; None: not counted.
+
+    In a container too: those of the whole machine.
+    """
+    return _table(proc / "vmstat").get("oom_kill")
+
+
+def boot(proc: Path = _PROC) -> str:
+    """What tells this start of the kernel from others; "" where it does not say."""
+    return " ".join(_lines(proc / "sys" / "kernel" / "random" / "boot_id"))
+
+
 def page_faults() -> int:
     """Times that this process touched memory which the kernel had to give first; 0 where that is not counted."""
     try:

@@ -102,7 +102,7 @@ class Parallel(Scheduler):
             position = self.checkpointer.position(index)
             multiplier = Multiplier.of(context.config, position.measured.multiplier if position.is_begun else None)
             pressed = partial(self._pressed, 0, index)
-            stepper = stepper_of(context, index, position, multiplier, lowest=None, pressed=pressed)
+            stepper = stepper_of(context, index, position, multiplier, lowest=self._lowest.get(index), pressed=pressed)
             measured = dataclasses.replace(
                 position.measured,
                 params=parameter_count(module, context.heads[index]),
@@ -114,6 +114,8 @@ class Parallel(Scheduler):
             budget.attempt(stepper.optimizer.allocate, f"optimizer state of module {index}")
             stepper.objective.train_mode(True)
             parts.append(_Part(index, stepper, measured, multiplier, dataclasses.replace(position.tally)))
+        self._at_work = {part.index: part.stepper.rung for part in parts}
+        self.sitting.at(0, self._at_work)
         self._relay = Relay(context.plan.batch_size, [module.out_shape for module in modules[:-1]], context.device)
         self._steps_here = 0
         return parts

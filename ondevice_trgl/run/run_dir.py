@@ -41,9 +41,11 @@ RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS = (
 )
 PLAN, PARTITION = "plan.json", "partition.json"
 REPORT = "report.json"
+SITTING = "sitting.json"
+"""Stands while a process trains the run, see `sitting`."""
 _OURS = (
     *(RECORD, BLUEPRINT, WEIGHTS, NAMES, COSTS, PLAN, PARTITION, "events.jsonl", "modules", "cache"),
-    *("model.safetensors", REPORT, "report.html"),
+    *("model.safetensors", REPORT, "report.html", SITTING),
 )
 
 

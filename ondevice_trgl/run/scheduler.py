@@ -10,6 +10,7 @@ from ondevice_trgl.run.context import Context
 from ondevice_trgl.run.lineage import Lineage, take_up
 from ondevice_trgl.run.measured import Paused
 from ondevice_trgl.run.module_run import ModuleRun
+from ondevice_trgl.run.sitting import Sitting
 from ondevice_trgl.run.stalled import has_stalled
 from ondevice_trgl.run.stepper import SPILLED, Pressure
 
@@ -28,8 +29,15 @@ class Scheduler:
     """The module that was the last to be trained, where deeper ones no longer helped."""
     _lowest: dict[int, Rung] = field(default_factory=dict)
     """Rungs that modules had to go down to."""
+    _at_work: dict[int, Rung] = field(default_factory=dict)
+    """The modules that are in memory, and how they are trained."""
     _looked: bool = False
     """Whether this sitting has looked for what an earlier one left."""
+
+    @cached_property
+    def sitting(self) -> Sitting:
+        """What this sitting leaves for the next, where it is killed."""
+        return Sitting(self.context.run, self.context.plan)
 
     @cached_property
     def _lineage(self) -> Lineage:
@@ -110,6 +118,8 @@ class Scheduler:
         context.run.event("module_start", lap=lap, module=index, name=progress.module_name)
         pressed = partial(self._pressed, lap, index)
         module = ModuleRun(context, self.checkpointer, lap, index, lowest=self._lowest.get(index), pressed=pressed)
+        self._at_work = {index: module.stepper.rung}
+        self.sitting.at(lap, self._at_work)
         module.train()
         module.finish()
         del module
@@ -136,6 +146,18 @@ class Scheduler:
     def _pressed(self, lap: int, index: int, pressure: Pressure, rung: Rung) -> None:
         self._lowest[index] = rung
         self._tell(lap, index, pressure)
+        self._at_work[index] = rung
+        self.sitting.at(lap, self._at_work)
+
+    def go_lower(self) -> None:
+        """Where the sitting before was killed for want of memory, let what it was at go on a rung further down."""
+        lap, rungs = self.sitting.killed_for_memory() or (0, {})
+        for index, rung in rungs.items():
+            ladder = self.context.plan.ladders[index]
+            below = ladder[min(ladder.index(rung) + 1, len(ladder) - 1)]
+            self._lowest[index] = below
+            after = str(below) if below != rung else f"{rung}, and nothing smaller is left"
+            self._tell(lap, index, Pressure("the process before was killed for want of memory", str(rung), after))
 
     def _tell(self, lap: int, index: int, pressure: Pressure) -> None:
         progress = self.context.progress

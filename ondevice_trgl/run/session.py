@@ -121,6 +121,7 @@ class Session:
             self.budget.start(p.plan.floor_bytes)
             scheduler.checkpointer.restore((before.written_bytes or 0) if before else 0)
             progress.call("on_fit_start")
+            scheduler.go_lower()
             scheduler.fit()
             p.store.forget()
             if scheduler.stopped_behind is None:
@@ -143,6 +144,7 @@ class Session:
             progress.call("on_exception", error)
             raise error
         finally:
+            scheduler.sitting.end()
             self.budget.end()
             boundaries.close(keep=not completed)  # the next sitting goes on from it
             if completed:
