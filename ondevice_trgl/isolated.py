@@ -1,23 +1,27 @@
 """A fit in a process of its own, beside an app: its memory is gone afterwards, and a crash of it is not the app's.
 
-The process is spawned, so that it has nothing of the app but what it is given, as pickled bytes through a pipe: model
-or callable, settings and datasets. Hooks are called here, in the thread that waits for the fit, and the other process
-waits for them. It ends by itself, with a checkpoint, when this one is gone.
+The process has nothing of the app but what it is given, as pickled bytes through a pipe: model or callable, settings
+and datasets. What these are of it imports anew, the app's main module as multiprocessing's spawn does. Hooks are called
+here, in the thread that waits for the fit, and the other process waits for them. It ends by itself, with a checkpoint,
+when this one is gone. Multiprocessing's own processes are not used: they leave one running, which counts.
 """
 
 import contextlib
 import dataclasses
-import multiprocessing
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing import spawn
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import ProcessDiedError, TrglError, UsageError, from_record, to_record
 from ondevice_trgl.policy import Stated
+from ondevice_trgl.processes import LEAN
 from ondevice_trgl.run.callbacks import Callback, RunState
 
 T = TypeVar("T")
@@ -61,43 +65,49 @@ class Isolated:
         asks = callable(self._budget)
         kinds = [(type(one).__qualname__, _overridden(type(one))) for one in self._callbacks]
         work = _pickled(trainer, {**arguments, "config": config}, tuple(sets), resume, asks, kinds)
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        heard, self._control = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(work, there, heard), name="trgl-fit", daemon=True)
+        here, there = Pipe()
+        heard, control = Pipe(duplex=False)
+        files = there.fileno(), heard.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", LEAN, "ondevice_trgl.isolated", *map(str, files)],
+            pass_fds=files,
+            stdin=subprocess.DEVNULL,
+        )
+        self._control = control
         try:
-            process.start()
             there.close()
             heard.close()
-            self._answer(here, process)
+            self._answer(here, process, (_preparation(), work))
         finally:
             self._training = False
             with self._lock:
-                self._control.close()
                 self._control = None
-            if process.pid is not None:
-                process.terminate()  # nothing where it has ended; else a hook failed here
-                process.join()
-                process.close()
+            control.close()
+            if process.poll() is None:  # a hook failed here
+                process.terminate()
+            process.wait()
             here.close()
 
-    def _answer(self, talk: Connection, process: Any) -> None:
-        """Do what the other process asks for, until it is done."""
-        while True:
-            try:
-                what, *values = talk.recv()
-            except (EOFError, OSError):
-                process.join()
-                raise _died(process.exitcode) from None
-            if what == "done":
-                process.join()
-                return
-            if what == "error":
-                process.join()
-                raise from_record(values[0])
-            talk.send(self._done(what, values))
+    def _answer(self, talk: Connection, process: "subprocess.Popen[bytes]", given: Sequence[bytes]) -> None:
+        """Hand over what is given, then do what the other process asks for, until it is done."""
+        try:
+            for part in given:
+                talk.send_bytes(part)
+            while (message := talk.recv())[0] not in ("done", "error"):
+                try:
+                    answer = self._done(message[0], message[1:])
+                except (EOFError, OSError) as error:
+                    raise _HookError(error) from error
+                talk.send(answer)
+        except _HookError as error:
+            raise error.own from None
+        except (EOFError, OSError):
+            raise _died(process.wait()) from None
+        process.wait()
+        if message[0] == "error":
+            raise from_record(message[1])
 
-    def _done(self, what: str, values: list[Any]) -> Any:
+    def _done(self, what: str, values: Sequence[Any]) -> Any:
         if what == "started":
             self._training = True
             if self._changed:
@@ -113,8 +123,22 @@ class Isolated:
         return getattr(self._callbacks[number], name)(*given)
 
 
+class _HookError(Exception):
+    """What a hook raised, which is not the connection's."""
+
+    def __init__(self, own: Exception) -> None:
+        self.own = own
+
+
 def _overridden(kind: type[Callback]) -> list[str]:
     return [name for name in _METHODS if getattr(kind, name) is not getattr(Callback, name)]
+
+
+def _preparation() -> bytes:
+    """Where a process finds what this one has imported."""
+    own = spawn.get_preparation_data("trgl-fit")
+    del own["authkey"]  # a secret, which it has no use for
+    return pickle.dumps(own)
 
 
 def _pickled(*work: Any) -> bytes:
@@ -127,16 +151,16 @@ def _pickled(*work: Any) -> bytes:
         ) from error
 
 
-def _died(code: int | None) -> ProcessDiedError:
+def _died(code: int) -> ProcessDiedError:
     status = f"with status {code}"
-    if code is not None and code < 0:
+    if code < 0:
         with contextlib.suppress(ValueError):
             status = f"by {signal.Signals(-code).name}"
     hints = {-signal.SIGKILL: "killed for want of memory, most likely; "}
     return ProcessDiedError(
         f"the process of the fit ended {status}",
-        returncode=-1 if code is None else code,
-        hint=f"{hints.get(code or 0, '')}fit(resume=True) goes on from the last checkpoint",
+        returncode=code,
+        hint=f"{hints.get(code, '')}fit(resume=True) goes on from the last checkpoint",
     )
 
 
@@ -198,9 +222,11 @@ class _Started(Callback):
             run.request_pause()
 
 
-def _work(work: bytes, talk: Connection, control: Connection) -> None:
-    """The main of the other process."""
+def main(talk: Connection, control: Connection) -> None:
+    """That of the other process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the app, which says what is to be done
+    spawn.prepare(pickle.loads(talk.recv_bytes()))
+    work = talk.recv_bytes()
     line, early = _Line(talk), threading.Event()
     try:
         trainer, arguments, sets, resume, asks, kinds = pickle.loads(work)
@@ -241,3 +267,7 @@ def _orders(control: Connection) -> Iterator[tuple[str, Any]]:
             yield control.recv()
     except (EOFError, OSError):
         yield "pause", None
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])), Connection(int(sys.argv[2]), writable=False))

@@ -27,7 +27,7 @@ REQUESTS = {
     "train": "ondevice_trgl.jobs",
 }
 """What can be asked, and of which module; nothing else is ever run."""
-_LEAN = "ondevice_trgl.device.lean"
+LEAN = "ondevice_trgl.device.lean"
 CALLER = "TRGL_CALLER"
 """In the environment of a lean process: whose it is. It ends with that one."""
 
@@ -54,7 +54,7 @@ def ask(
     `environment` is that of the process instead of this one's; one that is not `lean` imports as any other does.
     `files` are descriptors that it has too; `told` is given, by another thread, each line that it says by `tell`.
     """
-    command = [sys.executable, "-m", *([_LEAN] if lean else []), REQUESTS[name]]
+    command = [sys.executable, "-m", *([LEAN] if lean else []), REQUESTS[name]]
     if lean:
         environment = {**(os.environ if environment is None else environment), CALLER: str(os.getpid())}
     with contextlib.nullcontext() if told is None else _Heard(told) as heard:

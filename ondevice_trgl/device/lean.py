@@ -48,13 +48,15 @@ def imports_kept() -> Iterator[None]:
 
 
 def end_with_caller() -> None:
-    """Have the kernel end this process where the one that started it dies: nobody would take its answer. Linux."""
+    """Have the kernel end this process where the one that asks it dies: nobody would take its answer. Linux."""
     asked_by = os.environ.pop(CALLER, "")
+    if not asked_by:
+        return  # it is no request, and has its own way to end
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     except (OSError, AttributeError):
         return
-    if asked_by and asked_by != str(os.getppid()):
+    if asked_by != str(os.getppid()):
         os._exit(1)  # it is gone already
 
 

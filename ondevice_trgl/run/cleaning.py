@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ondevice_trgl.errors import RunDirError, StorageError
 from ondevice_trgl.run.inventory import Run, weighed
+from ondevice_trgl.run.links import check_folder
 from ondevice_trgl.run.lock import held, is_held
-from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, check_folder, check_links
+from ondevice_trgl.run.run_dir import RECORD, SCRATCH, RunDir, check_links
 
 COMMITTED = "committed"
 """In modules/: what is pending there is to be kept, see `model.store`."""

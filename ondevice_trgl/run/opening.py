@@ -31,10 +31,11 @@ from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.batches import Source, check_labels, mix
 from ondevice_trgl.run.guards import device_named, outline
 from ondevice_trgl.run.inputs import check_ids, traced
+from ondevice_trgl.run.links import check_folder
 from ondevice_trgl.run.lock import held
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.recovery import mend
-from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir, check_folder
+from ondevice_trgl.run.run_dir import BLUEPRINT, NAMES, PARTITION, PLAN, RECORD, RunDir
 from ondevice_trgl.tasks import AUTO, CLASSES, CROSS_ENTROPY
 from ondevice_trgl.trgl.loss import task_loss
 from ondevice_trgl.trgl.task import Task

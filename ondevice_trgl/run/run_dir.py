@@ -16,7 +16,6 @@ cache/                boundary activations, while the run needs them
 model.safetensors, report.json, report.html     at the end
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any, TypeVar
 from ondevice_trgl.bounded import parse_object, read_bytes
 from ondevice_trgl.durable import sync, write_json, write_text
 from ondevice_trgl.errors import ConfigError, DamagedFileError, RunDirError, StorageError
+from ondevice_trgl.run.links import check_folder, odd_in, refuse
 from ondevice_trgl.run.lock import held
 
 T = TypeVar("T")
@@ -250,34 +250,11 @@ def check_links(path: Path) -> None:
 
     `path` itself may be a link.
     """
-    _refuse(_odd_in(path, lambda name: _is_ours(name) or name.startswith(SCRATCH)))
+    refuse(odd_in(path, lambda name: _is_ours(name) or name.startswith(SCRATCH)))
     for folder in (RunDir(path).modules, RunDir(path).cache):
         check_folder(folder)
         if folder.is_file():
             raise RunDirError(f"{folder} is a file, expected a folder", hint="bring it back, or start a new run")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises RunDirError where `folder`, or what is in it, is a link, a pipe or a device; not where there is none."""
-    _refuse([folder] if os.path.islink(folder) else _odd_in(folder))  # noqa: PTH114 -- False for any name
-
-
-def _odd_in(folder: Path, is_meant: Callable[[str], bool] = lambda name: True) -> list[Path]:
-    odd: list[Path] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # whoever needs it says what is wrong
-        for entry in entries:
-            kept = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-            odd += [Path(entry.path)] if not kept and is_meant(entry.name) else []
-    return odd
-
-
-def _refuse(odd: list[Path]) -> None:
-    if odd:
-        what = "a link" if odd[0].is_symlink() else "no regular file"
-        raise RunDirError(
-            f"{odd[0]} is {what}, and a run directory holds files and folders alone",
-            hint="put what it stands for in its place, where you trust it; a cache elsewhere is named by --cache-dir",
-        )
 
 
 def check_format(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """A fit in a process of its own does what a fit here does, and what happens to it does not happen to the app."""
 
-import multiprocessing
 import os
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -41,9 +41,8 @@ class Counting(Callback):
 
 
 def kill(run: RunState) -> None:
-    (child,) = [one for one in multiprocessing.active_children() if one.name == "trgl-fit"]
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
+    (child,) = psutil.Process().children()
+    child.kill()
 
 
 def isolated(folder: Path, *callbacks: Callback, model: Any = net, **changes: Any) -> Trainer:
@@ -74,7 +73,7 @@ def test_the_model_is_in_use_until_what_was_trained_is_loaded(tmp_path: Path, ex
     assert counting.places == {(os.getpid(), threading.get_ident())}
     assert counting.steps == 24
     assert weights(trainer) == expected
-    assert not multiprocessing.active_children()
+    assert not psutil.Process().children()
 
 
 def test_whatever_ends_it_the_app_goes_on_and_so_does_the_run(tmp_path: Path, expected: dict[str, bytes]) -> None:
