@@ -152,8 +152,10 @@ def class_weights(value: Any) -> str | None:
     return "expected 'balanced', or a number of at least 0 for each class, one above 0"
 
 
-def function(*words: str) -> Check:
+def function(*words: str, optional: bool = False) -> Check:
     def check(value: Any) -> str | None:
+        if optional and value is None:
+            return None
         named = isinstance(value, str) and (value in words or all(value.partition(":")))
         return None if named or callable(value) else f"expected {', '.join(words)}, pkg.module:callable, or a callable"
 

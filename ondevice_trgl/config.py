@@ -1,7 +1,7 @@
 """How to train, a frozen record; see `resolved` for where its values come from.
 
 What to train is in `workload_settings`, updates and their learning rates are in `optimizer_settings`, what is kept
-between two modules in `cache_settings`.
+between two modules in `cache_settings`, when training rests in `condition_settings`.
 A caller who brings a model and a dataset of their own needs `TrainConfig` alone. Every fault is reported, not only the
 first.
 """
@@ -17,6 +17,7 @@ from ondevice_trgl.cache_settings import CACHE_TIERS as CACHE_TIERS
 from ondevice_trgl.cache_settings import SHUFFLES as SHUFFLES
 from ondevice_trgl.cache_settings import CacheSettings
 from ondevice_trgl.checks import setting
+from ondevice_trgl.condition_settings import ConditionSettings
 from ondevice_trgl.errors import ConfigError
 from ondevice_trgl.imported import name_of
 from ondevice_trgl.optimizer_settings import LR_SCHEDULES as LR_SCHEDULES
@@ -44,7 +45,7 @@ TRAINS = ("all", "last", "norm", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OptimizerSettings, CacheSettings):
+class TrainConfig(OptimizerSettings, CacheSettings, ConditionSettings):
     """How to train. Sizes are text (`"600MB"`) or bytes; see `budget_bytes`."""
 
     budget: Stated | None = setting(None, checks.budget)
@@ -147,12 +148,6 @@ class TrainConfig(OptimizerSettings, CacheSettings):
     enforce: bool = setting(True, checks.switch)
     """Keep a limit on the process while training (RLIMIT_DATA, CUDA memory fraction), so that nothing goes over the
     budget unseen. It holds for all threads: an app whose others must not see a MemoryError turns it off."""
-    nice: float = setting(100.0, checks.number(0.0, 100.0, open_below=True))
-    """At most this share of the time is computed, in percent: behind each step training rests for the others'."""
-    max_celsius: float | None = setting(None, checks.number(0.0, 150.0, words=(None,)))
-    """Training waits while the hottest thermal zone of the machine is hotter, until it is 5 degrees cooler."""
-    min_battery: float | None = setting(None, checks.number(0.0, 100.0, words=(None,)))
-    """Training waits while the battery that the machine runs on has less, in percent, until it has 5 more."""
     device: str = setting("auto", checks.device)
     precision: str = setting("fp32", checks.one_of(*PRECISIONS))
     """Of forward passes: fp32; bf16 under autocast, where the processor computes in it; auto: bf16 where it does."""
@@ -284,7 +279,9 @@ class TrainConfig(OptimizerSettings, CacheSettings):
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values, functions by their names."""
         augment = None if self.augment is None else list(map(name_of, self.augment))
-        return {**super().to_dict(), "loss": self.loss_name, "metric": name_of(self.metric), "augment": augment}
+        functions = {"loss": self.loss_name, "metric": name_of(self.metric)}
+        waits = None if self.wait_while is None else name_of(self.wait_while)
+        return {**super().to_dict(), **functions, "augment": augment, "wait_while": waits}
 
     @property
     def has_transport(self) -> bool:

@@ -31,6 +31,7 @@ ROOMS = (
     "checks",
     "workload_settings",
     "cache_settings",
+    "condition_settings",
     "optimizer_settings",
     "config",
     "resolved",

@@ -203,6 +203,8 @@ _declare(
 )  # fmt: skip
 _declare(_P, "nice", float, "--nice PERCENT", "Compute at most this share of the time.")
 _declare(_P, "max_celsius", float, "--max-celsius N", "Wait while the device is hotter.")
+_declare(_P, "max_load", float, "--max-load PERCENT", "Wait while others take more of the cores.")
+_declare(_P, "wait_while", str, "--wait-while PKG.MODULE:CALLABLE", "Wait while it says so.")
 _declare(_P, "min_battery", float, "--min-battery PERCENT", "Wait while the battery has less.")
 _declare(_P, "threads", int, "--threads N", "Compute threads. (default: torch's choice)")
 _declare(

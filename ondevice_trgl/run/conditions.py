@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device import sensors
 from ondevice_trgl.errors import UsageError
+from ondevice_trgl.imported import function_named
 
-_COOLER, _FULLER = 5.0, 5.0
+_COOLER, _FULLER, _IDLER = 5.0, 5.0, 10.0
 """Degrees and percent by which it has to be better before training goes on, so that it does not flutter."""
 _LOOK_SECONDS = 5.0
 """Between two looks at the sensors: what they say changes slowly."""
@@ -40,7 +41,7 @@ class _Limit:
 
 
 class Conditions:
-    """Rests as `config` says: `nice`, `max_celsius`, `min_battery`. Raises UsageError where that cannot be read here.
+    """Rests as the `ConditionSettings` of `config` say. Raises UsageError where one cannot be read here.
 
     `told` is given why training waits, and "" when it goes on; `asked` says whether a pause was asked for meanwhile,
     which ends any rest.
@@ -65,11 +66,18 @@ class Conditions:
             again = min(100.0, least + _FULLER)
             charge = sensors.battery_percent
             self._limits.append(_Limit("min_battery", "battery", "the battery", "%", charge, least, again))
+        if (most := config.max_load) is not None:
+            again = max(0.0, most - _IDLER)
+            self._limits.append(
+                _Limit("max_load", "load", "what others compute", "%", sensors.Load().percent, most, again)
+            )
+        says = config.wait_while
+        self._says = function_named(says, "wait_while", "") if isinstance(says, str) else says
         for limit in self._limits:
             if limit.reading() is None:
                 flag = f"--{limit.setting.replace('_', '-')}"
                 raise UsageError(f"{limit.setting}: this machine does not tell of any", hint=f"leave out {flag}")
-        self.waited = {"nice": 0.0, "heat": 0.0, "battery": 0.0}
+        self.waited = {"nice": 0.0, "heat": 0.0, "battery": 0.0, "load": 0.0, "app": 0.0}
         """Seconds rested, by reason."""
         self._went_on, self._looked = clock(), float("-inf")
 
@@ -83,6 +91,12 @@ class Conditions:
             for limit in self._limits:
                 self._wait_for(limit)
             self._looked = self._clock()
+        if self._says is not None and (why := self._says()):
+            self._told(why if isinstance(why, str) else "the app asks for it")
+            while why and not self._asked():
+                self._wait(_SLICE_SECONDS, "app")
+                why = self._says()
+            self._told("")
         self._went_on = self._clock()
 
     def _wait_for(self, limit: _Limit) -> None:

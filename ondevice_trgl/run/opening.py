@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ondevice_trgl.condition_settings import ConditionSettings
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.data.augment import Augmented
 from ondevice_trgl.data.classes import check_alike
@@ -178,7 +179,8 @@ def open_run(
     config = config or record.config
     chain = _chain(run, store, data, model, record.config)
     before, now = record.config.to_dict(), config.to_dict()
-    free = ("budget", "enforce")  # these may be others each time
+    # these may be others each time
+    free = ("budget", "enforce", "checkpoint_every", *(field.name for field in dataclasses.fields(ConditionSettings)))
     # a run from when there was but one loss says its name, where now it is that of the task
     before["loss"] = now["loss"] if {before["loss"], now["loss"]} == {AUTO, CROSS_ENTROPY} else before["loss"]
     changed = [name for name in now if name not in free and before.get(name) != now[name]]

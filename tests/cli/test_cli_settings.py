@@ -29,6 +29,7 @@ def test_every_flag_reaches_the_job(cli: Cli, jobs: Jobs, tmp_path: Path) -> Non
         "batch_size": 24,
         "micro_batch": "8", "cache": "disk", "cache_dir": "c", "cache_limit": "1GB", "cache_dtype": "bf16",
         "shuffle": "exact", "checkpoint_every": "5min", "nice": 50.0, "max_celsius": 70.0, "min_battery": 20.0,
+        "max_load": 40.0, "wait_while": "pkg.mod:busy",
         "device": "cuda:1", "threads": 3, "seed": 7, "balance": True, "augment": "crop, pkg.mod:own", "views": 3,
     }  # fmt: skip
     assert set(flags) == {name for name in TRAINING if name in DEFAULTS}, "a flag is not tried here"

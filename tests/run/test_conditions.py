@@ -1,13 +1,14 @@
 """Training as a guest: it rests as asked to, and while the device is too hot or its battery too empty."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ondevice_trgl import Callback, RunState, UsageError
+from ondevice_trgl import Callback, ConfigError, RunState, UsageError
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.device import sensors
 from ondevice_trgl.run import conditions
@@ -134,3 +135,79 @@ def test_a_run_waits_says_so_and_ends_as_any_other(monkeypatch: pytest.MonkeyPat
     events = [json.loads(line)["event"] for line in (fit.path("run") / "events.jsonl").read_text().splitlines()]
     assert [event for event in events if event in ("waits", "goes_on")] == ["waits", "goes_on"]
     assert fit.weights("run") == whole()
+
+
+def test_it_waits_while_others_compute_much_and_goes_on_when_they_take_notably_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = iter([0.0, 30.0, 60.0, 45.0, 41.0, 40.0, 39.0])
+    monkeypatch.setattr(sensors.Load, "percent", lambda self: next(found))
+    clock, told = Clock(), []  # type: ignore[var-annotated]
+    resting = guest(clock, told, max_load=50.0)
+    for _ in range(3):
+        clock.now += 6.0
+        resting.rest()
+    assert told == ["what others compute at 60 %, goes on at 40 %", ""]
+    assert resting.facts() == {"waited_for_load": pytest.approx(15.0)}
+
+
+def test_the_load_of_others_is_without_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Times(tuple[float, ...]):
+        idle = property(lambda self: self[1])
+
+    monkeypatch.setattr("psutil.cpu_times", lambda: Times(times[0]))
+    monkeypatch.setattr("os.times", lambda: os.times_result((times[1], 0.0, 0.0, 0.0, 0.0)))
+    times: tuple[tuple[float, ...], float] = (100.0, 50.0), 10.0
+    load = sensors.Load()
+    times = (130.0, 60.0), 20.0  # 30 s busy, 10 of them ours, in 40
+    assert load.percent() == pytest.approx(50.0)
+    assert load.percent() == 0.0  # at once again: no time has passed
+    times = (130.0, 80.0), 20.0
+    assert load.percent() == 0.0
+    times = (140.0, 80.0), 35.0  # ours is counted more finely
+    assert load.percent() == 0.0
+
+
+def test_this_machine_tells_of_its_load() -> None:
+    value = sensors.Load().percent()
+    assert value is not None
+    assert 0.0 <= value <= 100.0
+
+
+def test_it_waits_while_the_app_says_so_and_tells_why() -> None:
+    answers: list[object] = [False, "the camera is open", True, True, 0, None]
+    clock, told = Clock(), []  # type: ignore[var-annotated]
+    resting = guest(clock, told, wait_while=lambda: answers.pop(0))
+    for _ in range(3):
+        resting.rest()
+    assert answers == []
+    assert told == ["the camera is open", ""]
+    assert resting.facts() == {"waited_for_app": pytest.approx(0.6)}
+
+
+def test_a_pause_ends_a_wait_for_the_app() -> None:
+    asked = iter([False, False, True, True, True, True])
+    resting = guest(Clock(), [], lambda: next(asked), wait_while=lambda: True)
+    resting.rest()
+
+
+def test_what_an_app_says_is_named_and_imported() -> None:
+    with pytest.raises(UsageError, match="wait_while 'nowhere:busy' cannot be imported"):
+        guest(Clock(), wait_while="nowhere:busy")
+    assert TrainConfig(wait_while=test_what_an_app_says_is_named_and_imported).to_dict()["wait_while"] == (
+        "tests.run.test_conditions:test_what_an_app_says_is_named_and_imported"
+    )
+    with pytest.raises(ConfigError, match="wait_while = 3: expected"):
+        TrainConfig(wait_while=3)  # type: ignore[arg-type]
+
+
+def test_when_it_rests_may_change_from_sitting_to_sitting(fit: Fit) -> None:
+    class Pause(Callback):
+        def on_step_end(self, run: RunState) -> None:
+            run.request_pause()
+
+    assert fit("run", callbacks=[Pause()], nice=90.0).status == "paused"
+    said: list[int] = []
+    report = fit("run", resume=True, wait_while=lambda: said.append(1), checkpoint_every="1steps")
+    assert report.status == "completed"
+    assert len(said) > 20
