@@ -159,6 +159,8 @@ class SecondsReport:
     cache: float = 0.0
     validation: float = 0.0
     """Behind every epoch, where `patience` looks at it."""
+    checkpoint: float = 0.0
+    """Writing modules to disk, in mid-training and at their ends."""
     baseline: float = 0.0
     per_epoch: float | None = None
     """One epoch of every module, caching included: the figure to hold against `seconds_per_epoch` of a baseline."""

@@ -239,10 +239,13 @@ def seconds_line(report: Report) -> str | None:
         ("training", seconds.training),
         ("cache", seconds.cache),
         ("validation", seconds.validation),
+        ("checkpoints", seconds.checkpoint),
         ("baselines", seconds.baseline),
         ("rested as asked", report.system.get("waited_for_nice")),
         ("too hot", report.system.get("waited_for_heat")),
         ("battery low", report.system.get("waited_for_battery")),
+        ("others computing", report.system.get("waited_for_load")),
+        ("the app asked", report.system.get("waited_for_app")),
     ]
     shares = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts if value)
     return f"{format_seconds(seconds.total)}{f' ({shares})' if shares else ''}"

@@ -19,6 +19,8 @@ class Checkpointer:
         self._every = parse_interval(context.config.checkpoint_every)
         self._saved_at, self._steps = time.perf_counter(), 0
         self._saves = 0
+        self.seconds = 0.0
+        """Spent on writing, by this sitting."""
         self._written_before = 0
 
     @property
@@ -70,7 +72,7 @@ class Checkpointer:
         pending: bool = False,
     ) -> None:
         """Write module `index` as it stands; with `pending`, for `commit`. Raises StorageError, BudgetExceededError."""
-        context = self._context
+        context, began = self._context, time.perf_counter()
         self._saves += 1
         callbacks = tuple((type(c).__qualname__, c.state_dict()) for c in context.progress.callbacks)
         values = dataclasses.replace(
@@ -82,7 +84,10 @@ class Checkpointer:
             f"the checkpoint of module {index}",
         )
         self._saved_at, self._steps = time.perf_counter(), 0
+        self.seconds += self._saved_at - began
 
     def commit(self) -> None:
         """Let all that is pending be the checkpoint, at once. Raises StorageError."""
+        began = time.perf_counter()
         self._context.store.commit()
+        self.seconds += time.perf_counter() - began

@@ -66,6 +66,7 @@ def make_report(
     status: str,
     message: str = "",
     total_seconds: float = 0.0,
+    checkpoint_seconds: float = 0.0,
     environment: Mapping[str, Any],
     workload: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
@@ -115,6 +116,7 @@ def make_report(
             training=sum(m.train_seconds for m in measured),
             cache=sum(m.cache_seconds for m in measured),
             validation=sum(m.validation_seconds for m in measured),
+            checkpoint=checkpoint_seconds,
             per_epoch=sum((m.train_seconds + m.cache_seconds) / done for m, done in timed)
             if timed and all(done for _, done in timed)
             else None,

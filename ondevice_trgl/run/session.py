@@ -21,7 +21,7 @@ from ondevice_trgl.device.randomness import Randomness, with_numpys
 from ondevice_trgl.device.tree import TreeMeter
 from ondevice_trgl.errors import TrglError
 from ondevice_trgl.model.store import evict, parameter_count
-from ondevice_trgl.report.model import Report
+from ondevice_trgl.report.model import Report, SecondsReport
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.boundaries import Boundaries
@@ -114,7 +114,7 @@ class Session:
         self.budget.periods[0].measured_peak_bytes = so_far
         self._earlier = _stretches(before)
         scheduler.peak_outside = max(so_far, (before.measured_peak_bytes or 0) if before else 0)
-        seconds_before = before.seconds.total if before else 0.0
+        spent = before.seconds if before else SecondsReport()
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         completed = False
         try:
@@ -129,9 +129,9 @@ class Session:
                 p.run.drop_staged()
             progress.call("on_fit_end")
             completed = True
-            return self._report(scheduler, seconds_before, "completed")
+            return self._report(scheduler, spent, "completed")
         except Paused:
-            return self._report(scheduler, seconds_before, "paused", "a pause was requested")
+            return self._report(scheduler, spent, "paused", "a pause was requested")
         except BaseException as error:
             self.budget.limit.lift()
             if isinstance(error, Exception) and not isinstance(error, TrglError) and lacks_memory(error):
@@ -140,7 +140,7 @@ class Session:
                 )
             with contextlib.suppress(TrglError):
                 p.run.event("failed", error=str(error))
-                self._report(scheduler, seconds_before, "failed", str(error))
+                self._report(scheduler, spent, "failed", str(error))
             progress.call("on_exception", error)
             raise error
         finally:
@@ -183,7 +183,7 @@ class Session:
             modules += [float(plan.epochs(config, k)) for k in range(plan.passed, plan.num_modules)]
         return (*modules, mean) if plan.classifier else tuple(modules)
 
-    def _report(self, scheduler: Scheduler, seconds_before: float, status: str, message: str = "") -> Report:
+    def _report(self, scheduler: Scheduler, spent: SecondsReport, status: str, message: str = "") -> Report:
         p = self.opened
         measured = [
             dataclasses.replace(
@@ -208,7 +208,8 @@ class Session:
             peak_outside=max(scheduler.peak_outside, self.budget.note_peak()),
             status=status,
             message=message,
-            total_seconds=time.perf_counter() - self.started + seconds_before,
+            total_seconds=time.perf_counter() - self.started + spent.total,
+            checkpoint_seconds=scheduler.checkpointer.seconds + spent.checkpoint,
             environment=describe_environment(threads=self.budget.hands.threads, device=str(self.device)),
             workload=p.record.reported,
             preprocessing=p.record.preprocessing,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState
+from ondevice_trgl.report.text import seconds_line
 from ondevice_trgl.run.progress import Progress
 from tests.asked_here import Trainer
 from tests.run.conftest import At, CrashError, Fit, config, crash, net, samples
@@ -514,3 +515,11 @@ def test_a_shape_that_differs_between_the_sets_is_refused(fit: Fit) -> None:
     with pytest.raises(DataError, match="val set"):
         fit("part", val=wide)
     assert not fit.path("part").exists()
+
+
+def test_the_report_has_the_seconds_that_checkpoints_took(fit: Fit) -> None:
+    paused = fit("part", callbacks=[At("on_step_end", 4, pause)], checkpoint_every="1steps")
+    assert 0 < paused.seconds.checkpoint < paused.seconds.total
+    report = fit("part", resume=True, checkpoint_every="1steps")
+    assert paused.seconds.checkpoint < report.seconds.checkpoint < report.seconds.total
+    assert "checkpoints " in str(seconds_line(report))
