@@ -143,16 +143,20 @@ class Trainer:
         val_set: Any = None,
         test_set: Any = None,
         *,
-        resume: bool = False,
+        resume: bool | str = False,
     ) -> Report:
         """Train, and return the report, which is in the run directory too; status is completed or paused.
 
-        With `resume`, go on where the run directory stands: same model, configuration and data. Modules are chosen and
-        compared on `val_set`; without one, the last head counts as best. Raises TrglError; the run can then be resumed.
+        With `resume`, go on where the run directory stands: same model, configuration and data; with "auto", where
+        there is a run, and else begin one. Modules are chosen and compared on `val_set`; without one, the last head
+        counts as best. Raises TrglError; the run can then be resumed.
         """
+        if not (isinstance(resume, bool) or resume == "auto"):
+            raise UsageError(f"resume = {resume!r}: expected True, False or 'auto'")
         if self._fitting:
             raise UsageError("this trainer is training already", hint="wait until it has ended, or pause it")
         sets = train_set, val_set, test_set
+        resume = (self.run_dir / RECORD).is_file() if resume == "auto" else bool(resume)
         self._fitting, self._asked = True, None
         try:
             return self._fit_apart(sets, resume=resume) if self.isolate else self._fit_here(sets, resume=resume)

@@ -116,10 +116,9 @@ class BackgroundTrainer(Callback):
                     TrainConfig(budget=lambda: self._budget, **self._settings),
                     run_dir=self._folder,
                     callbacks=[self],
-                    force=not self._has_run(),  # replaces what was left of a start that was killed, and nothing else
                 )
                 sets = [Digits(rows) for rows in (TRAIN, VAL, TEST)]
-                report = trainer.fit(*sets, resume=self._has_run())
+                report = trainer.fit(*sets, resume="auto")
                 self._peak_bytes = report.measured_peak_bytes
                 if report.status == "completed":
                     self._test_accuracy = report.accuracy.test

@@ -93,7 +93,7 @@ class RunDir:
             if not path.is_dir():
                 raise RunDirError(f"{path} is a file, expected a folder for the run", hint="choose another --run-dir")
             if _entries(path):
-                if not force:
+                if not force and not _is_begun(path):
                     raise RunDirError(
                         f"run directory {path} exists and is not empty",
                         hint=f"--force replaces it, `trgl-device resume {path}` goes on with it, or choose another",
@@ -285,14 +285,24 @@ def _is_ours(name: str) -> bool:
     return name in _OURS or (name.startswith(".") and name.removeprefix(".").removesuffix(".tmp") in _OURS)
 
 
+def _is_begun(path: Path) -> bool:
+    """Whether `path` holds nothing but the beginnings of a run: nothing is trained, and nobody can go on with it."""
+    modules = RunDir(path).modules
+    return not (path / RECORD).exists() and not (modules.is_dir() and _entries(modules)) and _is_ours_alone(path)
+
+
+def _is_ours_alone(path: Path) -> bool:
+    entries = _entries(path)
+    is_bare = [entry.name for entry in entries] == ["modules"] and not _entries(entries[0])
+    return is_bare or ((path / PLAN).is_file() and all(_is_ours(entry.name) for entry in entries))
+
+
 def _is_run(path: Path) -> bool:
     """Whether `path` holds a run, or nothing but the beginnings of one."""
     try:
         record = parse_object(read_bytes(path / RECORD))
         return "format" in record and "config" in record
     except FileNotFoundError:
-        entries = _entries(path)
-        is_bare = [entry.name for entry in entries] == ["modules"] and not _entries(entries[0])
-        return is_bare or ((path / PLAN).is_file() and all(_is_ours(entry.name) for entry in entries))
+        return _is_ours_alone(path)
     except (OSError, ValueError):
         return False

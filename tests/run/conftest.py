@@ -80,7 +80,7 @@ class Fit:
         train: Any = None,
         val: Any = "default",
         test: Any = "default",
-        resume: bool = False,
+        resume: bool | str = False,
         force: bool = False,
         **changes: Any,
     ) -> Report:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState
+from ondevice_trgl import Callback, ConfigError, DataError, NonFiniteError, RunDirError, RunState, UsageError
 from ondevice_trgl.report.text import seconds_line
 from ondevice_trgl.run.progress import Progress
 from tests.asked_here import Trainer
@@ -523,3 +523,29 @@ def test_the_report_has_the_seconds_that_checkpoints_took(fit: Fit) -> None:
     report = fit("part", resume=True, checkpoint_every="1steps")
     assert paused.seconds.checkpoint < report.seconds.checkpoint < report.seconds.total
     assert "checkpoints " in str(seconds_line(report))
+
+
+def test_auto_goes_on_where_there_is_a_run_and_begins_one_where_there_is_none(fit: Fit, whole: Whole) -> None:
+    assert fit("part", callbacks=[At("on_step_end", 4, pause)], resume="auto").status == "paused"
+    for _ in range(2):  # the second time there is nothing left to do
+        assert fit("part", resume="auto").status == "completed"
+    assert fit.weights("part") == whole()
+    with pytest.raises(UsageError, match="resume = 'yes': expected True, False or 'auto'"):
+        fit("part", resume="yes")
+
+
+def test_what_a_set_up_that_was_cut_off_has_begun_is_no_run_and_is_replaced(fit: Fit) -> None:
+    folder = fit.path("part")
+    (folder / "modules").mkdir(parents=True)
+    assert fit("part", resume="auto").status == "completed"
+    (folder / "config.json").unlink()
+    with pytest.raises(RunDirError, match="exists and is not empty"):
+        fit("part")  # modules are trained
+    for path in (folder / "modules").iterdir():
+        path.unlink()
+    assert fit("part").status == "completed"
+    for path in (folder / "config.json", *(folder / "modules").iterdir()):
+        path.unlink()
+    (folder / "mine.txt").touch()
+    with pytest.raises(RunDirError, match="exists and is not empty"):
+        fit("part")
