@@ -52,8 +52,9 @@ bench: $(STAMP) ## produce every number that the README quotes (takes hours)
 	@test -n "$(BENCHMARKS)" || { echo "no scripts in benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(PY) "$$script"; done
 
-bench-crash: $(STAMP) ## kill runs at random instants and resume them (CRASH_FLAGS="--kills 200"); damage their files (FUZZ_FLAGS="--files 10000")
+bench-crash: $(STAMP) ## kill runs (CRASH_FLAGS="--kills 200"), cut the power (POWER_FLAGS="--states 400"), damage files (FUZZ_FLAGS="--files 10000")
 	$(PY) benchmarks/crash.py $(CRASH_FLAGS)
+	$(PY) benchmarks/power_cut.py $(POWER_FLAGS)
 	$(PY) benchmarks/fuzz.py $(FUZZ_FLAGS)
 
 bench-models: $(STAMP) ## which networks of torchvision, timm and Hugging Face are cut (installs the last two; hours)

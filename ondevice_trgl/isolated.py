@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from ondevice_trgl.run.callbacks import Callback, RunState
 
 T = TypeVar("T")
 _METHODS = [name for name in vars(Callback) if not name.startswith("__")]
+_Order = tuple[int, str, Any]
+"""Its number, what is asked for, and a value."""
 _ASK = "ask"
 """As a budget: whoever waits is asked for it, each time."""
 
@@ -39,6 +42,9 @@ class Isolated:
         self._control: Connection | None = None
         self._lock = threading.Lock()
         self._training = self._changed = self._early = False
+        self._given = 0
+        self._orders: list[_Order] = []
+        """Given since the last answer, which takes them along: what a hook asks for holds when it returns."""
 
     def pause(self) -> None:
         """Checkpoint after the first step that is done from now on, and end. From any thread."""
@@ -53,8 +59,11 @@ class Isolated:
 
     def _send(self, what: str, value: Any) -> None:
         with self._lock, contextlib.suppress(OSError):  # it may have ended this moment
+            self._given += 1
+            order = self._given, what, value
+            self._orders.append(order)
             if self._control is not None:
-                self._control.send((what, value))
+                self._control.send(order)
 
     def fit(self, trainer: type, arguments: dict[str, Any], sets: Sequence[Any], *, resume: bool) -> None:
         """`trainer(**arguments).fit(*sets)` there. Raises what it raises: TrglError, and what a hook here raised.
@@ -98,7 +107,9 @@ class Isolated:
                     answer = self._done(message[0], message[1:])
                 except (EOFError, OSError) as error:
                     raise _HookError(error) from error
-                talk.send(answer)
+                with self._lock:
+                    orders, self._orders = self._orders, []
+                talk.send((answer, orders))
         except _HookError as error:
             raise error.own from None
         except (EOFError, OSError):
@@ -112,7 +123,9 @@ class Isolated:
             self._training = True
             if self._changed:
                 self.set_budget(self._budget or 0)
-            return self._early
+            if self._early:
+                self.pause()
+            return None
         if what == "budget":
             assert callable(self._budget)
             return self._budget()
@@ -169,11 +182,24 @@ class _Line:
 
     def __init__(self, talk: Connection) -> None:
         self._talk, self._lock = talk, threading.Lock()
+        self._obeyed, self._one_by_one = 0, threading.RLock()
+        self.obey: Callable[[str, Any], None] = lambda what, value: None
 
     def ask(self, *what: Any) -> Any:
         with self._lock:
             self._talk.send(what)
-            return self._talk.recv()
+            answer, orders = self._talk.recv()
+        for order in orders:
+            self.take(order)
+        return answer
+
+    def take(self, order: _Order) -> None:
+        """Obey, once: an order comes on two ways, and the later one may be an old one's."""
+        number, what, value = order
+        with self._one_by_one:
+            if number > self._obeyed:
+                self._obeyed = number
+                self.obey(what, value)
 
     def say(self, *what: Any) -> None:
         """The last word, whether somebody is there or not."""
@@ -212,14 +238,13 @@ def _plain(value: Any) -> Any:
 
 
 class _Started(Callback):
-    """Says so, and lets a pause that was asked for before that take effect."""
+    """Says so, and is told what was asked for before."""
 
-    def __init__(self, line: _Line, pause: threading.Event) -> None:
-        self._line, self._early = line, pause
+    def __init__(self, line: _Line) -> None:
+        self._line = line
 
     def on_fit_start(self, run: RunState) -> None:
-        if self._line.ask("started") or self._early.is_set():
-            run.request_pause()
+        self._line.ask("started")
 
 
 def main(talk: Connection, control: Connection) -> None:
@@ -227,18 +252,16 @@ def main(talk: Connection, control: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the app, which says what is to be done
     spawn.prepare(pickle.loads(talk.recv_bytes()))
     work = talk.recv_bytes()
-    line, early = _Line(talk), threading.Event()
+    line = _Line(talk)
     try:
         trainer, arguments, sets, resume, asks, kinds = pickle.loads(work)
         if asks:
             config = arguments["config"]
             arguments["config"] = dataclasses.replace(config, budget=lambda: line.ask("budget"))
         proxies = [_proxy(line, number, *kind) for number, kind in enumerate(kinds)]
-        fitting = trainer(**arguments, callbacks=[*proxies, _Started(line, early)])
-        thread = threading.Thread(
-            target=_listen, args=(control, fitting, line, early), name="trgl-control", daemon=True
-        )
-        thread.start()
+        fitting = trainer(**arguments, callbacks=[*proxies, _Started(line)])
+        line.obey = partial(_obey, fitting, line)
+        threading.Thread(target=_listen, args=(control, line), name="trgl-control", daemon=True).start()
         fitting.fit(*sets, resume=resume)
     except TrglError as error:
         line.say("error", to_record(error))
@@ -250,23 +273,26 @@ def main(talk: Connection, control: Connection) -> None:
         line.say("done")
 
 
-def _listen(control: Connection, fitting: Any, line: _Line, early: threading.Event) -> None:
-    for what, value in _orders(control):
-        if what == "budget":
-            with contextlib.suppress(UsageError):  # it ended this moment
-                fitting.set_budget((lambda: line.ask("budget")) if value == _ASK else value)
-        else:
-            early.set()
-            fitting.request_pause()
+def _obey(fitting: Any, line: _Line, what: str, value: Any) -> None:
+    if what == "budget":
+        with contextlib.suppress(UsageError):  # it ended this moment
+            fitting.set_budget((lambda: line.ask("budget")) if value == _ASK else value)
+    else:
+        fitting.request_pause()
 
 
-def _orders(control: Connection) -> Iterator[tuple[str, Any]]:
+def _listen(control: Connection, line: _Line) -> None:
+    for order in _orders(control):
+        line.take(order)
+
+
+def _orders(control: Connection) -> Iterator[_Order]:
     """What is asked for from outside; a pause where nobody is there any more."""
     try:
         while True:
             yield control.recv()
     except (EOFError, OSError):
-        yield "pause", None
+        yield sys.maxsize, "pause", None
 
 
 if __name__ == "__main__":

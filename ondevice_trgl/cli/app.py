@@ -55,7 +55,7 @@ COMMANDS: tuple[tuple[str, Command, tuple[str, ...], str, str], ...] = (
         "RUN picture.jpg",
         "Use a run",
     ),
-    ("report", run_report, ("run", "html", "force", *OUTPUT), "RUN --html report.html", "Use a run"),
+    ("report", run_report, ("run", "html", "format", "force", *OUTPUT), "RUN --html report.html", "Use a run"),
     (
         "export",
         run_export,

@@ -252,6 +252,7 @@ _declare(
     default="best",
 )  # fmt: skip
 _declare(_P, "html", str, "--html FILE", "Write a self-contained page instead.")
+_declare(_P, "format", str, "--format", "How to print it.", choices=("text", "markdown"), default="text")
 _declare(_P, "export_format", str, "--format", "What to write.", choices=("state-dict",), default="state-dict")
 _declare(_P, "output", str, "-o --output FILE", "File to write. (default: RUN's name, in this folder)")
 _declare(_P, "other_data", str, "--data NAME", "Another dataset than the run's own.")

@@ -11,11 +11,18 @@ from ondevice_trgl.run.run_dir import RECORD, RunDir
 
 
 def run_report(shell: Shell, given: dict[str, Any]) -> int:
-    """Show the report of RUN on the terminal, as JSON, or as a self-contained HTML page."""
+    """Show the report of RUN on the terminal, as JSON, as Markdown, or as a self-contained HTML page."""
     run = Path(given["run"])
     if (run / RECORD).exists():
         RunDir.open(run)
     report = read_report(run)
+    if given["format"] == "markdown" and (given["html"] is not None or shell.json):
+        raise UsageError("--format markdown is printed by itself", hint="leave out --html, and --json")
+    if given["format"] == "markdown":
+        from ondevice_trgl.report.markdown import to_markdown
+
+        shell.text(to_markdown(report).rstrip())
+        return 0
     if given["html"] is None:
         show(shell, report)
         return 0

@@ -20,7 +20,7 @@ BASELINES = ("e2e", "e2e_checkpoint")
 NOT_YET = "not measured so far"
 """Why a baseline is missing that nobody has decided about."""
 _Numbers = tuple[float, ...] | None
-_SECONDS = ("stall_seconds?", "waited_for_nice?", "waited_for_heat?", "waited_for_battery?")
+_SECONDS = ("stall_seconds?", *(f"waited_for_{why}?" for why in ("nice", "heat", "battery", "load", "app")))
 _BYTES = ("gpu_reserved_bytes?", "gpu_allocated_bytes?", "gpu_driver_bytes?")
 _SHOWN: Mapping[str, Mapping[str, Any]] = {
     "preprocessing": {"class_names": tuple[str, ...], "input_shape": tuple[int, ...], "resize": str, "task?": str}
@@ -28,6 +28,7 @@ _SHOWN: Mapping[str, Mapping[str, Any]] = {
     "system": {**dict.fromkeys((*_SECONDS, *_BYTES), float | None), "memory_events?": Mapping[str, int]},
     "workload": {**dict.fromkeys(("weights_left?", "digest?"), str | None), "samples?": Mapping[str, int]},
     "budgets": dict.fromkeys(("budget_bytes", "measured_peak_bytes"), int),
+    "timeline": {"seconds": float, "bytes": int, "module": int},
     "pressure": dict.fromkeys(("module", "epoch", "step", "before", "after", "cause"), Any),
     "pareto": {"checkpointed": bool, "cache_dtype": str, "seconds_per_epoch": float | None}
     | dict.fromkeys(("modules", "micro_batch", "predicted_peak_bytes", "cache_bytes"), int),
@@ -208,15 +209,14 @@ class Report:
     predicted_peak_bytes, seconds_per_epoch, cache_bytes."""
     budgets: tuple[Mapping[str, int], ...] = ()
     """Where the budget was changed while training: budget_bytes and measured_peak_bytes of each stretch."""
+    timeline: tuple[Mapping[str, float], ...] = ()
+    """From time to time: seconds of the run, bytes that the process held, module that was at work."""
     system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the system counted in the last sitting: `memory_events` of the process's cgroup (high, max, oom, oom_kill),
-    `stall_seconds` that something waited for memory, and `stall_meter`, the file that says so. Of a GPU the highest
-    `gpu_allocated_bytes` (tensors), `gpu_reserved_bytes` (what the budget holds) and `gpu_driver_bytes` (as the driver
-    counts, CUDA context included, where it does)."""
-
+    """What the system counted in the last sitting: `memory_events` of the process's cgroup, `stall_seconds` that
+    something waited for memory by the file `stall_meter`. Of a GPU the highest `gpu_allocated_bytes` (tensors),
+    `gpu_reserved_bytes` (what the budget holds) and `gpu_driver_bytes` (CUDA context included, where it counts)."""
     predicted_write_bytes: int | None = None
-    """That an undisturbed run writes to disk: weights, boundaries, modules, spilled optimizer state; checkpoints in
-    mid-training come on top."""
+    """That an undisturbed run writes to disk, but for checkpoints in mid-training."""
     written_bytes: int | None = None
     """That the run wrote to disk, of the same and its checkpoints, in all sittings; None of a plan."""
     flash_endurance_bytes: int | None = None

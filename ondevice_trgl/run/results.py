@@ -76,6 +76,7 @@ def make_report(
     stopped_behind: int | None = None,
     written_bytes: int | None = None,
     flash_endurance_bytes: int | None = None,
+    timeline: Sequence[Mapping[str, float]] = (),
 ) -> Report:
     """The report of a run or, with status "planned" and empty measurements, of a plan.
 
@@ -125,12 +126,13 @@ def make_report(
         workload=workload,
         preprocessing=preprocessing,
         pressure=tuple(pressure),
-        pareto=tuple(vars(choice) for choice in plan.pareto) if status == "planned" else (),
+        pareto=tuple(vars(choice) for choice in plan.pareto),
         budgets=tuple(budgets),
         system=system or {},
         stopped_behind=stopped_behind,
         predicted_write_bytes=plan.write_bytes,
         written_bytes=written_bytes,
+        timeline=tuple(timeline),
         flash_endurance_bytes=flash_endurance_bytes,
     )
 

@@ -39,6 +39,7 @@ from ondevice_trgl.run.position import Position
 from ondevice_trgl.run.progress import Progress
 from ondevice_trgl.run.run_dir import REPORT, RunDir
 from ondevice_trgl.run.scheduler import Scheduler
+from ondevice_trgl.run.timeline import Timeline
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Session:
             self.meter = TreeMeter(self.meter)
         self.budget = Budget(self.opened.plan.budget_bytes, limit, self.meter, frugal=self.frugal, ask=self.ask)
 
+    def _between_steps(self, progress: Progress) -> None:
+        self._timeline.look(progress.module)
+        self._conditions.rest()
+
     def _room_for_pages(self) -> int:
         """Of what is free beside the budget, the half: others may come."""
         return max(0, left_bytes() - (self.budget.bytes if self.meter.kind == "rss" else 0)) // 2
@@ -102,7 +107,9 @@ class Session:
             by_chunk=p.config.shuffle == "chunks",
         )
         progress = self._progress()
-        progress.rest, progress.rested = self._conditions.rest, self._conditions.rested
+        progress.rest, progress.rested = partial(self._between_steps, progress), self._conditions.rested
+        spent = before.seconds if before else SecondsReport()
+        self._timeline = Timeline(self.meter.current_bytes, before.timeline if before else (), spent.total)
         self._waits = partial(_waits, progress, p.run)
         context = Context(
             p.partition, p.heads, p.plan, p.config, p.store, p.run, boundaries, progress, self.meter, self.device,
@@ -114,7 +121,6 @@ class Session:
         self.budget.periods[0].measured_peak_bytes = so_far
         self._earlier = _stretches(before)
         scheduler.peak_outside = max(so_far, (before.measured_peak_bytes or 0) if before else 0)
-        spent = before.seconds if before else SecondsReport()
         scheduler.pressures = [dict(item) for item in before.pressure] if before else []
         completed = False
         try:
@@ -219,6 +225,7 @@ class Session:
             stopped_behind=scheduler.stopped_behind,
             written_bytes=scheduler.checkpointer.written_bytes,
             flash_endurance_bytes=p.record.flash_endurance_bytes,
+            timeline=self._timeline.records(),
         )
         p.run.write(REPORT, report.to_dict())
         return report

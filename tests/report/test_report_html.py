@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ondevice_trgl.report import charts, plots
 from ondevice_trgl.report.html import to_html
-from ondevice_trgl.report.model import Report
+from ondevice_trgl.report.model import Report, SecondsReport
 from ondevice_trgl.report.table import Table
 from ondevice_trgl.report.text import comparison_table, module_table, verdict
 
-VOID = {"meta", "rect", "line", "br"}
+VOID = {"meta", "br"}
 
 
 @pytest.fixture
@@ -114,3 +115,76 @@ def test_a_plan_shows_predictions_alone(report: Report) -> None:
     assert page.find("rect", "bar") == page.find("rect", "bar over") == []
     assert len(page.find("rect", "ghost")) == 1 + len(modules)
     assert "None" not in " ".join(page.texts)
+
+
+def test_the_bytes_of_a_prediction_add_up_to_it(report: Report) -> None:
+    given = {"floor": 100, "weights": 40, "scratch": 60, "gradients": 0}
+    rows = tuple(
+        dataclasses.replace(one, predicted_peak_bytes=200, measured_peak_bytes=150, predicted_breakdown=given)
+        for one in report.modules
+    )
+    page = Page(charts.purposes_chart(dataclasses.replace(report, modules=rows, classifier=None)))
+    widths = [float((attrs["width"] or "").rstrip("%")) for tag, attrs in page.tags if tag == "rect"]
+    assert widths == [48.0, 19.2, 28.8] * len(rows)  # of the largest 96
+    assert {attrs["x1"] for attrs in page.find("line", "mark")} == {"72.00%"}
+    assert "gradients" not in page.texts
+    assert "weights" in page.texts
+    bare = tuple(dataclasses.replace(one, predicted_breakdown=None) for one in report.modules)
+    assert charts.purposes_chart(dataclasses.replace(report, modules=bare, classifier=None)) == ""
+
+
+def test_the_chosen_head_stands_out_among_those_of_all_depths(report: Report) -> None:
+    values = (0.5, 0.9, None, 0.7)
+    heads = tuple(
+        dataclasses.replace(report.modules[0], index=i, val_accuracy=value, train_accuracy=0.8 if value else None)
+        for i, value in enumerate(values)
+    )
+    accuracy = dataclasses.replace(report.accuracy, best_head=1)
+    page = Page(plots.accuracy_chart(dataclasses.replace(report, modules=heads, classifier=None, accuracy=accuracy)))
+    assert len(page.find("circle", "dot")) == 2
+    (chosen,) = page.find("circle", "dot chosen")
+    heights = {int(attrs["cy"] or 0): attrs["cx"] for attrs in page.find("circle", "dot")}
+    assert int(chosen["cy"] or 0) < min(heights)  # up is better
+    assert sorted(heights, key=lambda y: float((heights[y] or "").rstrip("%")))[0] == max(heights)
+    assert {"50.0%", "90.0%", "module 0", "module 3"} <= set(page.texts)
+    alone = dataclasses.replace(report, modules=heads[:1], classifier=None)
+    assert plots.accuracy_chart(alone) == ""
+
+
+def test_the_choices_of_a_plan_with_the_one_that_was_made(report: Report) -> None:
+    sizes = (400, 300, 200)
+    choices = tuple(
+        {
+            "modules": i + 2, "micro_batch": 32, "checkpointed": i == 2, "cache_dtype": "fp32",
+            "predicted_peak_bytes": size, "seconds_per_epoch": float(9 - i), "cache_bytes": 7,
+        }
+        for i, size in enumerate(sizes)
+    )  # fmt: skip
+    planned = dataclasses.replace(report, pareto=choices, budget_bytes=350, predicted_peak_bytes=300)
+    page = Page(plots.choices_chart(planned))
+    assert len(page.find("circle", "dot chosen")) == len(page.find("circle", "dot pale")) == 1
+    assert {"9 s an epoch", "7 s an epoch"} <= set(page.texts)
+    untimed = tuple({**one, "seconds_per_epoch": None} for one in choices)
+    assert "4 modules" in Page(plots.choices_chart(dataclasses.replace(planned, pareto=untimed))).texts
+    assert plots.choices_chart(dataclasses.replace(planned, pareto=choices[:1])) == ""
+
+
+def test_where_the_time_went_is_all_of_it(report: Report) -> None:
+    spent = dataclasses.replace(report.seconds, training=30.0, cache=10.0, validation=0.0, checkpoint=8.0, baseline=2.0)
+    page = Page(charts.time_chart(dataclasses.replace(report, seconds=spent)))
+    widths = [float((attrs["width"] or "").rstrip("%")) for tag, attrs in page.tags if tag == "rect"]
+    assert widths == [60.0, 20.0, 16.0, 4.0]
+    assert {"training 30 s", "checkpoints 8.0 s"} <= set(page.texts)
+    assert charts.time_chart(dataclasses.replace(report, seconds=SecondsReport())) == ""
+
+
+def test_memory_over_time_with_the_budget_and_where_modules_begin(report: Report) -> None:
+    points = tuple({"seconds": float(i), "bytes": 100 * (i + 1), "module": i // 2} for i in range(5))
+    held = dataclasses.replace(report, timeline=points, budget_bytes=1000, floor_bytes=250)
+    page = Page(plots.timeline_chart(held))
+    assert len(page.find("line", "path")) == 4
+    assert len(page.find("line", "band")) == 2
+    (budget,), (floor,) = page.find("line", "budget"), page.find("line", "floor")
+    assert int(budget["y1"] or 0) < int(floor["y1"] or 0)
+    assert page.find("circle", "dot") == []
+    assert plots.timeline_chart(dataclasses.replace(held, timeline=points[:2])) == ""

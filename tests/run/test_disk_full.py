@@ -78,8 +78,8 @@ def test_at_whichever_write_the_disk_is_full_nothing_is_lost(schedule: str, fit:
     expected = whole(**given)
     writes, disk.writes = disk.writes, 0
     assert writes > 60
-    for k in range(6):
-        disk.room, disk.writes = writes * k // 6, 0
+    for k in range(4):
+        disk.room, disk.writes = writes * k // 4, 0
         model, name = net(), f"run{k}"
         with pytest.raises(StorageError) as full:
             fit(name, model=model, **given)

@@ -45,10 +45,15 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@pytest.mark.parametrize("damage", [flip_value, flip_header, cut])
 @pytest.mark.parametrize(
-    ("settings", "step"),
-    [({}, 10), ({}, 7), ({"schedule": "multi-lap", "laps": 2}, 32), ({"schedule": "parallel"}, 4)],
+    ("damage", "settings", "step"),
+    [
+        (flip_value, {}, 10),
+        (flip_header, {}, 10),
+        (cut, {}, 7),
+        (flip_value, {"schedule": "multi-lap", "laps": 2}, 32),
+        (cut, {"schedule": "parallel"}, 4),
+    ],
 )
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(
     damage: Any, settings: dict[str, Any], step: int, fit: Fit, whole: Whole
