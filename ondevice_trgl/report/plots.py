@@ -39,7 +39,7 @@ def timeline_chart(report: Report) -> str:
         if at and point["module"] != points[at - 1]["module"]:
             told = f"module {int(point['module'])} from {format_seconds(point['seconds'])} on"
             bands.append(
-                f'<line class="band" x1="{_across(place.x)}" x2="{_across(place.x)}" y1="8" y2="{_PLOT - 8}">'
+                f'<line class="band" x1="{_across(place.x)}" x2="{_across(place.x)}" y1="20" y2="{_PLOT - 12}">'
                 f"<title>{escape(told)}</title></line>"
             )
     lines = [
@@ -102,8 +102,10 @@ def choices_chart(report: Report) -> str:
         return ""
     sizes = [float(one["predicted_peak_bytes"]) for one in shown]
     heights = [float(one["seconds_per_epoch"] if by_time else one["modules"]) for one in shown]
+    if min(heights) == max(heights):
+        return ""
     points = [
-        Point(_within(size, sizes), _within(height, heights), _kind(report, int(size)), _told(one))
+        Point(_within(size, sizes), _within(height, heights), _kind(report, one), _told(one))
         for size, height, one in zip(sizes, heights, shown, strict=True)
     ]
     unit = "{:.3g} s an epoch" if by_time else "{:.0f} modules"
@@ -113,10 +115,13 @@ def choices_chart(report: Report) -> str:
     return key(marks) + _plot([points], grid, under, "Choices that no other beats", joined=False)
 
 
-def _kind(report: Report, size: int) -> str:
-    if size == report.predicted_peak_bytes:
+def _kind(report: Report, one: Mapping[str, Any]) -> str:
+    """Whether it is what was planned, or could have been."""
+    plan = report.plan
+    planned = plan.num_modules, plan.micro_batch_size, plan.activation_checkpointing, plan.cache.dtype
+    if planned == (one["modules"], one["micro_batch"], one["checkpointed"], one["cache_dtype"]):
         return "chosen"
-    return "" if size <= report.budget_bytes else "pale"
+    return "" if one["predicted_peak_bytes"] <= report.budget_bytes else "pale"
 
 
 def _told(one: Mapping[str, Any]) -> str:
@@ -175,4 +180,4 @@ def _across(x: float) -> str:
 
 
 def _down(y: float) -> int:
-    return round(12 + (1.0 - y) * (_PLOT - 24))
+    return round(20 + (1.0 - y) * (_PLOT - 32))

@@ -160,7 +160,11 @@ def test_the_choices_of_a_plan_with_the_one_that_was_made(report: Report) -> Non
         }
         for i, size in enumerate(sizes)
     )  # fmt: skip
-    planned = dataclasses.replace(report, pareto=choices, budget_bytes=350, predicted_peak_bytes=300)
+    plan = dataclasses.replace(
+        report.plan, num_modules=3, micro_batch_size=32, activation_checkpointing=False,
+        cache=dataclasses.replace(report.plan.cache, dtype="fp32"),
+    )  # fmt: skip
+    planned = dataclasses.replace(report, pareto=choices, budget_bytes=350, plan=plan)
     page = Page(plots.choices_chart(planned))
     assert len(page.find("circle", "dot chosen")) == len(page.find("circle", "dot pale")) == 1
     assert {"9 s an epoch", "7 s an epoch"} <= set(page.texts)
