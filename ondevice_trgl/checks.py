@@ -157,7 +157,8 @@ def function(*words: str, optional: bool = False) -> Check:
         if optional and value is None:
             return None
         named = isinstance(value, str) and (value in words or all(value.partition(":")))
-        return None if named or callable(value) else f"expected {', '.join(words)}, pkg.module:callable, or a callable"
+        expected = ", ".join((*filter(None, words), "pkg.module:callable, or a callable"))
+        return None if named or callable(value) else f"expected {expected}"
 
     return check
 

@@ -21,6 +21,7 @@ from ondevice_trgl.job import Job
 from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import Ask, Told, answer, ask
 from ondevice_trgl.report.model import Report, read_report
+from ondevice_trgl.run.conditions import check_conditions
 from ondevice_trgl.run.record import RunRecord
 from ondevice_trgl.run.run_dir import RECORD, REPORT, RunDir, read_json
 from ondevice_trgl.run.trained import TrainedRun
@@ -52,6 +53,7 @@ def train_job(
     `told` is given how far it is with decoding pictures, and what the data turned out to be, before training starts.
     """
     RunDir.check(job.run_dir, force=job.force, cache_dir=job.config.cache_dir)
+    check_conditions(job.config)
     with settled(job.config) as budget, staging_folder(job.run_dir) as folder:
         set_up(job.within(*budget), folder, ask, told=told)
         if told is not None:

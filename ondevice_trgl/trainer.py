@@ -39,6 +39,7 @@ from ondevice_trgl.report.model import Report, read_report
 from ondevice_trgl.run import results
 from ondevice_trgl.run.batches import Source
 from ondevice_trgl.run.callbacks import Callback
+from ondevice_trgl.run.conditions import check_conditions
 from ondevice_trgl.run.guards import allowed, alone, device_named, flags_kept, global_state_kept
 from ondevice_trgl.run.opening import Opened, open_run, sources
 from ondevice_trgl.run.record import RunRecord
@@ -54,7 +55,6 @@ from ondevice_trgl.setup.steps import settled, staging_folder
 
 _LEAST_ROOM_BYTES = 220_000_000
 """What a process that plans needs at least beside this one."""
-
 _LEAST_LIMIT_BYTES = 32_000_000
 """Under a limit that leaves less, an app cannot be expected to go on."""
 
@@ -209,6 +209,7 @@ class Trainer:
 
     def _new(self, data: dict[str, Source], meter: PeakMeter) -> Opened:
         RunDir.check(self.run_dir, force=self.force, cache_dir=self.config.cache_dir)
+        check_conditions(self.config)
         with settled(self.config) as budget, staging_folder(self.run_dir) as folder, self._given_back(folder):
             record = self._record(*budget)
             chain, _ = self._stage_and_plan(data, record, folder, meter, keep=False)

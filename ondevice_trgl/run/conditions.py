@@ -122,3 +122,8 @@ class Conditions:
     def facts(self) -> dict[str, float]:
         """Seconds rested by reason, as `waited_for_*`; those that there were."""
         return {f"waited_for_{reason}": seconds for reason, seconds in self.waited.items() if seconds}
+
+
+def check_conditions(config: TrainConfig) -> None:
+    """Raises UsageError where what `config` asks for cannot be read here, or imported."""
+    Conditions(config, lambda: False, lambda why: None)

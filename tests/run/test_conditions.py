@@ -197,7 +197,7 @@ def test_what_an_app_says_is_named_and_imported() -> None:
     assert TrainConfig(wait_while=test_what_an_app_says_is_named_and_imported).to_dict()["wait_while"] == (
         "tests.run.test_conditions:test_what_an_app_says_is_named_and_imported"
     )
-    with pytest.raises(ConfigError, match="wait_while = 3: expected"):
+    with pytest.raises(ConfigError, match=r"wait_while = 3: expected pkg\.module:callable, or a callable"):
         TrainConfig(wait_while=3)  # type: ignore[arg-type]
 
 
@@ -211,3 +211,13 @@ def test_when_it_rests_may_change_from_sitting_to_sitting(fit: Fit) -> None:
     report = fit("run", resume=True, wait_while=lambda: said.append(1), checkpoint_every="1steps")
     assert report.status == "completed"
     assert len(said) > 20
+
+
+@pytest.mark.parametrize("wrong", [{"wait_while": "nowhere:busy"}, {"max_celsius": 50.0}])
+def test_what_cannot_be_read_is_refused_before_anything_is_set_up(
+    wrong: dict[str, Any], fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "celsius", lambda: None)
+    with pytest.raises(UsageError):
+        fit("run", **wrong)
+    assert not fit.path("run").exists()
