@@ -29,6 +29,7 @@ def memory_notes(report: Report) -> list[str]:
     notes += [_pressed(one) for one in report.pressure[:_MOST]]
     if len(report.pressure) > _MOST:
         notes.append(f"and {len(report.pressure) - _MOST} more times")
+    notes += [str(note) for note in report.system.get("mended", ())]
     notes += _kept(report)
     for name, words in _EVENTS.items():
         if times := report.system.get("memory_events", {}).get(name, 0):

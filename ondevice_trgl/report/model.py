@@ -25,7 +25,8 @@ _BYTES = ("gpu_reserved_bytes?", "gpu_allocated_bytes?", "gpu_driver_bytes?")
 _SHOWN: Mapping[str, Mapping[str, Any]] = {
     "preprocessing": {"class_names": tuple[str, ...], "input_shape": tuple[int, ...], "resize": str, "task?": str}
     | {"mean": _Numbers, "std": _Numbers},
-    "system": {**dict.fromkeys((*_SECONDS, *_BYTES), float | None), "memory_events?": Mapping[str, int]},
+    "system": {**dict.fromkeys((*_SECONDS, *_BYTES), float | None), "memory_events?": Mapping[str, int]}
+    | {"mended?": tuple[str, ...]},
     "workload": {**dict.fromkeys(("weights_left?", "digest?"), str | None), "samples?": Mapping[str, int]},
     "budgets": dict.fromkeys(("budget_bytes", "measured_peak_bytes"), int),
     "timeline": {"seconds": float, "bytes": int, "module": int},
@@ -189,8 +190,7 @@ class Report:
     baselines: Mapping[str, BaselineReport] = dataclasses.field(default_factory=dict)
     """by the names in BASELINES"""
     metric: str = ACCURACY
-    """What every "accuracy" here is a figure of, larger being better: accuracy (of classes), r2 (of regression), f1
-    (macro, of multi-label), or the user's own as pkg.module:callable."""
+    """What every "accuracy" here is of, larger is better: accuracy, r2, f1 (macro), or pkg.module:callable."""
     accuracy: AccuracyReport = AccuracyReport()
     seconds: SecondsReport = SecondsReport()
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -61,6 +61,8 @@ class Opened:
     store: ModuleStore
     aliases: dict[str, tuple[str, ...]]
     """Names in the model's state dict, as `aliases_of` gives them."""
+    mended: tuple[str, ...] = ()
+    """What of it was damaged, and what was taken in its place."""
 
     @property
     def config(self) -> TrainConfig:
@@ -175,7 +177,7 @@ def open_run(
     check_folder(run.cache_folder(record.config.cache_dir))
     store = ModuleStore(run.modules, run.staged)
     store.recover()
-    mend(run, store, plan, record.config)
+    mended = mend(run, store, plan, record.config)
     config = config or record.config
     chain = _chain(run, store, data, model, record.config)
     before, now = record.config.to_dict(), config.to_dict()
@@ -215,6 +217,7 @@ def open_run(
         heads,
         ModuleStore(run.modules, run.staged, fresh),
         aliases,
+        mended,
     )
 
 

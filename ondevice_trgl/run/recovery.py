@@ -7,15 +7,16 @@ from ondevice_trgl.plan.plan import Plan
 from ondevice_trgl.run.run_dir import WEIGHTS, RunDir
 
 
-def mend(run: RunDir, files: ModuleFiles, plan: Plan, config: TrainConfig) -> None:
+def mend(run: RunDir, files: ModuleFiles, plan: Plan, config: TrainConfig) -> tuple[str, ...]:
     """Let damaged checkpoints of a run that is not completed be those from before, or let their modules start again.
 
     Whatever is trained once more comes out as it was, bit for bit: the boundary in front of it is the same, and so are
-    its order and its random numbers. For the one who writes. Raises DamagedFileError where neither is possible.
+    its order and its random numbers. For the one who writes. Returns what was done, in words. Raises DamagedFileError
+    where neither is possible.
     """
     damaged = [] if run.model.is_file() else files.damaged()
     if not damaged:
-        return
+        return ()
     side_by_side = set(range(plan.passed, plan.num_modules)) if config.schedule == "parallel" else set()
     if side_by_side & set(damaged):  # they were saved together, and go back together
         damaged = sorted(side_by_side | set(damaged))
@@ -26,9 +27,11 @@ def mend(run: RunDir, files: ModuleFiles, plan: Plan, config: TrainConfig) -> No
             f"{files.path(damaged[0])} is damaged, and nothing that was saved before it is left",
             hint="bring it back from a copy, or start a new run",
         )
+    to = "the checkpoint before" if has_before else "its start"
     for index in damaged:
         if has_before:
             files.take_before(index)
         else:
             files.drop(index)
-        run.event("mended", module=index, to="the checkpoint before" if has_before else "its start")
+        run.event("mended", module=index, to=to)
+    return tuple(f"what was saved of module {index} was damaged on disk: it went on from {to}" for index in damaged)

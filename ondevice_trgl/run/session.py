@@ -76,6 +76,9 @@ class Session:
         self._timeline.look(progress.module)
         self._conditions.rest()
 
+    def _mended(self) -> dict[str, list[str]]:
+        return {"mended": list(self.opened.mended)} if self.opened.mended else {}
+
     def _room_for_pages(self) -> int:
         """Of what is free beside the budget, the half: others may come."""
         return max(0, left_bytes() - (self.budget.bytes if self.meter.kind == "rss" else 0)) // 2
@@ -221,7 +224,7 @@ class Session:
             preprocessing=p.record.preprocessing,
             pressure=scheduler.pressures,
             budgets=self._budgets(),
-            system=self._watch.since() | self.meter.facts() | self._conditions.facts(),
+            system=self._watch.since() | self.meter.facts() | self._conditions.facts() | self._mended(),
             stopped_behind=scheduler.stopped_behind,
             written_bytes=scheduler.checkpointer.written_bytes,
             flash_endurance_bytes=p.record.flash_endurance_bytes,

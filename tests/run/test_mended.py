@@ -8,6 +8,7 @@ import pytest
 from ondevice_trgl import Callback, RunState
 from ondevice_trgl.errors import DamagedFileError
 from ondevice_trgl.model.header import read_header
+from ondevice_trgl.report.memory import memory_notes
 from tests.run.conftest import Fit
 from tests.run.test_resume import Whole
 from tests.run.test_taken_up import events
@@ -62,7 +63,9 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(
     files = sorted((fit.path("part") / "modules").glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     damage(files[-1])
     first = step == 7  # of a module: it was saved once
-    assert fit("part", resume=True, **settings, **OFTEN).status == "completed"
+    report = fit("part", resume=True, **settings, **OFTEN)
+    assert report.status == "completed"
+    assert any("was damaged on disk: it went on from" in note for note in memory_notes(report))
     mended = events(fit, "mended")
     assert {event["to"] for event in mended} == {"its start" if first else "the checkpoint before"}
     assert len(mended) == (3 if settings.get("schedule") == "parallel" else 1)
