@@ -6,9 +6,9 @@ Imports no torch: until the plan is made, the process that will train is small.
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,12 +52,19 @@ def staging_folder(run_dir: Path) -> Iterator[Path]:
     place = scratch_beside(run_dir)
     with contextlib.suppress(StorageError, OSError):
         clean_scratch(place, older_than=_SURELY_LOCKED_SECONDS)
-    try:  # of this process, as a child that is killed cannot clear up
-        scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place)
-    except OSError as error:
-        raise RunDirError(f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir") from error
-    with scratch as folder, held(Path(folder)):
-        yield Path(folder)
+    folder = place / f"{SCRATCH}{os.urandom(6).hex()}"
+    # of this process, as a child that is killed cannot clear up; named before it is made, as a signal may come then
+    try:
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise RunDirError(
+                f"{place} cannot be written: {error.strerror}", hint="choose another --run-dir"
+            ) from error
+        with held(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -130,12 +130,15 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
     assert not [name for name in entries(tmp_path) if ".trgl-" in name]
 
 
-def test_force_replaces_a_run_that_was_never_finished_making(tmp_path: Path) -> None:
+def test_a_run_that_was_never_finished_making_is_replaced_but_for_anothers_files(tmp_path: Path) -> None:
     created(job(tmp_path / "run"))
     (tmp_path / "run" / "config.json").unlink()
-    with pytest.raises(RunDirError, match="not empty"):
-        train_job(job(tmp_path / "run"))
-    assert train_job(job(tmp_path / "run", force=True)).status == "completed"
+    (tmp_path / "run" / "mine.txt").touch()
+    for force in (False, True):
+        with pytest.raises(RunDirError, match=r"not empty|is not a run directory"):
+            train_job(job(tmp_path / "run", force=force))
+    (tmp_path / "run" / "mine.txt").unlink()
+    assert train_job(job(tmp_path / "run")).status == "completed"
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -163,10 +166,14 @@ def test_a_child_that_dies_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(**options: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    made = Path.mkdir
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", denied)
+    def denied(path: Path, *args: Any, **options: Any) -> None:
+        if path.name.startswith(".trgl-"):
+            raise PermissionError(13, "Permission denied")
+        made(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", denied)
     with pytest.raises(RunDirError, match="cannot be written: Permission denied") as caught:
         train_job(job(tmp_path / "run"))
     assert str(tmp_path) in caught.value.message
