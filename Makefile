@@ -19,7 +19,7 @@ BENCHMARKS := $(filter-out benchmarks/models.py, $(sort $(wildcard benchmarks/[a
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-crash bench-models clean
+.PHONY: help setup demo test test-all check bench bench-crash bench-models clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -40,7 +40,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train under a budget on real data, show the saving, write runs/demo
 	$(VENV)/bin/trgl-device train $(DEMO_FLAGS)
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run the tests, but for the longest (ten minutes)
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not long"
+
+test-all: $(STAMP) ## run all tests
 	$(PY) -m pytest -q -n 2 --dist worksteal
 
 check: $(STAMP) ## format, lint, types

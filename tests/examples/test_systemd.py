@@ -80,6 +80,7 @@ def ended(process: "subprocess.Popen[str]") -> Done:
     return Done(process.args, process.returncode, out, err)
 
 
+@pytest.mark.long
 def test_a_run_is_begun_stopped_gone_on_with_and_left_alone(tmp_path: Path, environment: dict[str, str]) -> None:
     arguments = (
         "run",

@@ -28,7 +28,9 @@ def power_cut() -> ModuleType:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which folder is flushed")
-@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+@pytest.mark.parametrize(
+    "schedule", ["sequential", *(pytest.param(one, marks=pytest.mark.long) for one in ("multi-lap", "parallel"))]
+)
 def test_every_state_is_gone_on_with(power_cut: ModuleType, schedule: str, tmp_path: Path) -> None:
     found = power_cut.tried(schedule, STATES, 3, Trainer, tmp_path)
     assert found["resumed"] > 2

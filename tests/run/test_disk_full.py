@@ -72,7 +72,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return found
 
 
-@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+@pytest.mark.parametrize("schedule", ["sequential", pytest.param("parallel", marks=pytest.mark.long)])
 def test_at_whichever_write_the_disk_is_full_nothing_is_lost(schedule: str, fit: Fit, whole: Whole, disk: Disk) -> None:
     given: dict[str, Any] = {"schedule": schedule, "checkpoint_every": "2steps"}
     expected = whole(**given)

@@ -76,6 +76,7 @@ def test_the_model_is_in_use_until_what_was_trained_is_loaded(tmp_path: Path, ex
     assert not psutil.Process().children()
 
 
+@pytest.mark.long
 def test_whatever_ends_it_the_app_goes_on_and_so_does_the_run(tmp_path: Path, expected: dict[str, bytes]) -> None:
     data = samples(26), samples(9, 1)
     with pytest.raises(ProcessDiedError, match="ended by SIGKILL") as died:

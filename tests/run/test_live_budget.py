@@ -153,6 +153,7 @@ print(trainer.fit(samples(26), resume=True).status)
 """
 
 
+@pytest.mark.long
 def test_a_budget_below_what_is_held_ends_the_fit_and_no_thread_of_the_app_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-c", APP, str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

@@ -53,6 +53,7 @@ def ran(folder: Path, *argv: str) -> Any:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_a_cache_in_memory_is_moved_to_disk_where_the_budget_shrinks(schedule: str, tmp_path: Path) -> None:
     cut = ran(tmp_path, "memory", schedule, "cut")
