@@ -193,6 +193,7 @@ def test_the_runs_own_pictures_are_known_however_their_path_is_written(
     assert evaluate_run(home / "run", data="folder:dusk")["samples"] == 40
 
 
+@pytest.mark.long
 def test_the_runs_own_pictures_are_decoded_within_the_budget_too(tmp_path: Path) -> None:
     """What was prepared makes room for others: then it is decoded again, while torch is not here."""
     folder = fill(tmp_path / "a")
@@ -267,6 +268,7 @@ def test_a_head_that_is_not_there_is_refused_before_anything_is_read(home: Path)
         predict_run(home / "run", [home / "gone.png"], head="9")
 
 
+@pytest.mark.long
 def test_names_in_any_bytes_reach_the_end(tmp_path: Path) -> None:
     """A Latin-1 folder name on a UTF-8 system."""
     folder = fill(tmp_path / "pictures")

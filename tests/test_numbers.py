@@ -100,6 +100,7 @@ def test_a_run_of_numbers_is_not_measured_on_classes(home: Path, tmp_path: Path)
         evaluate_run(home / "run", data=f"folder:{tmp_path / 'c'}")
 
 
+@pytest.mark.long
 def test_several_labels_are_trained_measured_and_named(tmp_path: Path) -> None:
     work = Workload(model=MODEL, data="synthetic:3x8x8:multi3:120")
     job = Job(work, TrainConfig(**SETTINGS), tmp_path / "run", baseline="skip")

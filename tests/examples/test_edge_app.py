@@ -199,6 +199,7 @@ def test_the_foreground_is_busy_for_a_while_after_a_burst() -> None:
     assert foreground.seconds_left() == pytest.approx(0.4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("code_pages_kept")
 def test_what_was_trained_is_used_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "Trainer", asked_here.Trainer)

@@ -146,6 +146,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_compare_measures_every_row_in_a_process_of_its_own(tmp_path: Path) -> None:
     flags = ("-b", "2GB", *SMALL, "--accumulate", "5", "-o", "kept", "--json")
     done = trgl("compare", *flags, cwd=tmp_path)
@@ -185,6 +186,7 @@ def stopped_in_training(number: signal.Signals, cwd: Path, *arguments: str) -> D
     return Done(process.args, process.returncode, out, err)
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_twice_has_its_checkpoints_and_resumes_to_the_end(tmp_path: Path) -> None:
     output = ("--json", "--progress", "none")
     long = (
