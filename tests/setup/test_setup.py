@@ -272,6 +272,7 @@ def test_a_budget_that_the_machine_has_no_memory_for_is_not_tried(
     assert caught.value.smallest_feasible_budget_bytes == 101_000_000
 
 
+@pytest.mark.long
 def test_setting_up_that_lacks_memory_is_refused_with_a_budget_that_works(tmp_path: Path) -> None:
     with pytest.raises(BudgetInfeasibleError) as caught:
         jobs.plan_job(job(tmp_path / "run", budget="120MB"))
