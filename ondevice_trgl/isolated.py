@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, TypeVar
+from typing import Any
 
 from ondevice_trgl.config import TrainConfig
 from ondevice_trgl.errors import ProcessDiedError, TrglError, UsageError, from_record, to_record
@@ -25,7 +25,6 @@ from ondevice_trgl.policy import Stated
 from ondevice_trgl.processes import LEAN
 from ondevice_trgl.run.callbacks import Callback, RunState
 
-T = TypeVar("T")
 _METHODS = [name for name in vars(Callback) if not name.startswith("__")]
 _Order = tuple[int, str, Any]
 """Its number, what is asked for, and a value."""

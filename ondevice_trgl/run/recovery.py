@@ -19,7 +19,8 @@ def mend(run: RunDir, files: ModuleFiles, plan: Plan, config: TrainConfig) -> tu
         return ()
     side_by_side = set(range(plan.passed, plan.num_modules)) if config.schedule == "parallel" else set()
     if side_by_side & set(damaged):  # they were saved together, and go back together
-        damaged = sorted(side_by_side | set(damaged))
+        # the damaged last: where this is cut off, it is found and done again
+        damaged = [*sorted(side_by_side - set(damaged)), *damaged]
     # what patience keeps of the best epoch is not kept for two checkpoints
     has_before = config.patience is None and all(map(files.has_before, damaged))
     if not has_before and (config.laps > 1 or not (run.path / WEIGHTS).is_file()):
