@@ -1,9 +1,7 @@
 """A few hundred damaged and hostile files of every kind are opened or refused; `make bench-crash` tries more."""
 
-import importlib.util
 import random
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.asked_here import ask_here
+from tests.benchmarks_loaded import benchmark
 
 FILES = 20
 """Of each of the kinds."""
@@ -18,14 +17,7 @@ FILES = 20
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("fuzz")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """From what a disk may hold that lost its power at any instant a run goes on; the benchmark tries more of it."""
 
-import importlib.util
 import os
 import random
 import sys
@@ -10,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.asked_here import Trainer
+from tests.benchmarks_loaded import benchmark
 
 STATES = 8
 """Of each schedule, from its first operation to its last."""
@@ -17,14 +17,7 @@ STATES = 8
 
 @pytest.fixture(scope="module")
 def power_cut() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "power_cut.py"
-    spec = importlib.util.spec_from_file_location("power_cut", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["power_cut"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("power_cut")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which folder is flushed")
