@@ -47,16 +47,16 @@ class ModuleFiles:
 
     def _recover(self) -> None:
         is_committed = (self.folder / _COMMITTED).is_file()
-        pending = [int(path.stem) for path in sorted(self.folder.glob("*.pending"))]
+        pending = self._indices(".pending")
         for index in pending:
             if is_committed:
                 keep(self.path(index), self.before(index))
                 self.pending(index).replace(self.path(index))
             else:
                 self.pending(index).unlink()
-        for path in self.folder.glob("*.before"):
-            if not self.has(int(path.stem)):  # a disk without links, cut off between two renames
-                path.replace(self.path(int(path.stem)))
+        for index in self._indices(".before"):
+            if not self.path(index).exists():  # a disk without links, cut off between two renames
+                self.before(index).replace(self.path(index))
         sync(self.folder)
         if is_committed:
             self.forget(but=pending)
@@ -64,15 +64,25 @@ class ModuleFiles:
 
     def forget(self, but: Collection[int] = ()) -> None:
         """Drop what was saved the time before, of every module that is not among `but`."""
-        kept = {self.before(index) for index in but}
-        for path in self.folder.glob("*.before"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+        for index in self._indices(".before"):
+            if index not in but:
+                self.before(index).unlink(missing_ok=True)
 
     def damaged(self) -> list[int]:
-        """Modules of which not every byte is as it was written; all of them are read, a megabyte at a time."""
-        saved = [int(path.stem) for path in sorted(self.folder.glob("*.safetensors"))]
+        """Modules of which not every byte is as it was written; all of them are read, a megabyte at a time.
+
+        Raises DamagedFileError for a folder in the place of a file.
+        """
+        saved = self._indices(".safetensors")
+        for path in map(self.path, saved):
+            if path.is_dir():
+                raise DamagedFileError(f"{path} is a folder, expected a file", hint="bring the file back")
         return [index for index in saved if not _is_whole(self.path(index))]
+
+    def _indices(self, suffix: str) -> list[int]:
+        """Of our own files with that suffix; what somebody else has put there is left alone."""
+        stems = (path.stem for path in self.folder.glob(f"*{suffix}"))
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and f"{int(stem):03d}" == stem)
 
     def has_before(self, index: int) -> bool:
         """Whether module `index` was saved before its last time, and that file is whole."""

@@ -99,3 +99,21 @@ def test_in_a_later_lap_what_is_damaged_and_has_none_before_is_told(fit: Fit) ->
         fit("part", resume=True, **given)
     flip_value(path)
     assert fit("part", resume=True, **given).status == "completed"  # nothing was touched
+
+
+def test_what_lies_among_the_modules_and_is_not_ours_is_left_alone(fit: Fit, whole: Whole) -> None:
+    fit("part", callbacks=[PauseAt(10)], **OFTEN)
+    modules = fit.path("part") / "modules"
+    path = modules / "000.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFileError, match="is a folder, expected a file"):
+        fit("part", resume=True, **OFTEN)
+    path.rmdir()
+    path.write_bytes(data)
+    for name in ("x.before", "notes.pending", "7.before"):
+        (modules / name).write_bytes(b"mine")
+    fit("part", resume=True, **OFTEN)
+    assert fit.weights("part") == whole(**OFTEN)
+    assert {"x.before", "notes.pending", "7.before"} <= {path.name for path in modules.iterdir()}
